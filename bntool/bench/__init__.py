@@ -1,0 +1,1 @@
+"""Paired latency comparison: clock, sampling, statistics, gate."""

@@ -1,0 +1,1 @@
+"""One file a command: parse, call the verb, render. The only place that imports typer or rich."""

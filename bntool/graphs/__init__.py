@@ -1,0 +1,1 @@
+"""One file per kind of graph, behind the small protocol of `graphs.base`."""

@@ -1,0 +1,1 @@
+"""Renderings of reports: JSON, Markdown, JUnit, HTML."""

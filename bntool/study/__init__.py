@@ -1,0 +1,1 @@
+"""What batch norm does to training, measured: one file per claim."""

@@ -1,0 +1,69 @@
+"""Imports point one way: algebra <- graphs <- plan <- verbs <- bench, study <- cli."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = (
+    ("errors", "progress"),
+    ("algebra",),
+    ("graphs",),
+    ("plan", "branches"),
+    ("report",),
+    ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "inspect"),
+    ("bench",),
+    ("study",),
+    ("demo",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bntool"):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found.update(a.name for a in node.names if a.name.startswith("bntool"))
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted((ROOT / "bntool").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_only_its_own_floor_or_below(path: Path) -> None:
+    here = room("bntool." + ".".join(path.relative_to(ROOT / "bntool").with_suffix("").parts))
+    for module in imports(path):
+        there = room(module)
+        if there != "__init__":
+            assert FLOOR[there] <= FLOOR[here], f"{path} imports {module}: upwards"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_command_line_draws_on_the_terminal(path: Path) -> None:
+    if "cli" not in path.parts:
+        names = {n.split(".")[0] for n in third_party(path)}
+        assert not names & {"typer", "rich", "click"}, path
+
+
+def third_party(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
