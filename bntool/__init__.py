@@ -26,7 +26,7 @@ __all__ = ["__version__", *_HOME]
 class _Package(ModuleType):
     """Verbs share their names with the modules that hold them: `bntool.fold` is the function.
 
-    Importing the submodule `bntool.fold` would bind the module over the function, so such a binding is ignored.
+    Importing the submodule `bntool.fold` would bind the module over the function: that binding is ignored.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

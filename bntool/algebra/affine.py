@@ -1,4 +1,4 @@
-"""A batch norm in eval mode is a map `y[c] = scale[c] * x[c] + shift[c]`: composing, inverting and refusing maps."""
+"""The map `y[c] = scale[c] * x[c] + shift[c]` that a norm in eval mode is: composing and refusing maps."""
 
 from __future__ import annotations
 
