@@ -2,10 +2,76 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True)
+from bntool.cli import screen
+from bntool.errors import BntoolError
+
+EXIT_OK, EXIT_GATE, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+
+#: every command, in the order that --help shows them
+COMMANDS: tuple[Callable[..., int | None], ...] = ()
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        from bntool import __version__
+
+        screen.say(f"bntool {__version__}")
+        raise typer.Exit
+
+
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Put batch normalisation into PyTorch models, fold it out again exactly, and measure what it does.
+
+    A model is written as pkg.mod:factory, file.py:factory(depth=50), file.pt2, file.onnx, a bundle directory,
+    or file.pt with --trust.
+    """
+
+
+def build() -> typer.Typer:
+    # plain help: it starts in half the time, and reads the same in a pipe
+    settings = {"auto_envvar_prefix": "BNTOOL", "help_option_names": ["-h", "--help"]}
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
+    app.callback()(root)
+    for command in COMMANDS:
+        app.command()(command)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns: the exit code, after printing at most one message about an error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = build()(arguments, prog_name="bntool", standalone_mode=False) or EXIT_OK
+        return fail("interrupted", code) if code == EXIT_INTERRUPTED else code
+    except typer.TyperException as problem:
+        return fail(problem.format_message(), problem.exit_code)
+    except BntoolError as problem:
+        return fail(str(problem), problem.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as problem:
+        what = f"{type(problem).__name__}: {problem}"
+        return fail(f"bntool has a bug: {what}. Please report it with the output of --debug.", EXIT_BUG)
+
+
+def fail(message: str, code: int) -> int:
+    """One message on stderr; under --debug the traceback of the exception being handled comes before it."""
+    if screen.settings.debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code
 
 
 def main() -> None:
-    app()
+    sys.exit(run())

@@ -1,0 +1,79 @@
+"""The options that commands share, and the wrapper that gives every command -q, -v and --debug."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bntool.cli import screen
+
+if TYPE_CHECKING:
+    from bntool.sources import Loaded
+
+FORMS = "pkg.mod:factory, file.py:factory(depth=50), .pt2, .onnx, a bundle directory, or .pt with --trust."
+
+ModelRef = Annotated[str, typer.Argument(metavar="MODEL", help=FORMS, show_default=False)]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="[NAME:]SHAPE[:DTYPE]", help="An input, as 1x3x224x224. Repeatable."),
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="Weights to load: .safetensors, or .pt.")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Run code that the model file carries (pickles).")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help=".onnx, .pt2, .safetensors, .pt, or a bundle directory."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Include = Annotated[
+    list[str] | None, typer.Option("--include", metavar="GLOB", help="Only layers named so. Repeatable.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="GLOB", help="No layers named so. Repeatable.")
+]
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors and results only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_TALK = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
+
+
+def command(run: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Add -q, -v and --debug to a command. What the command returns is its exit code (None: 0)."""
+
+    @functools.wraps(run)
+    def with_talk(**arguments: Any) -> int | None:
+        talk = {name: arguments.pop(name) for name in _TALK}
+        screen.settings.quiet, screen.settings.verbose = talk["quiet"], talk["verbose"]
+        screen.settings.debug = talk["debug"]
+        return run(**arguments)
+
+    signature = inspect.signature(run, eval_str=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [p.replace(kind=keyword) for p in signature.parameters.values()]
+    talk = [inspect.Parameter(n, keyword, default=False, annotation=a) for n, a in _TALK.items()]
+    with_talk.__signature__ = signature.replace(parameters=own + talk)  # type: ignore[attr-defined]  # typer reads it
+    with_talk.__annotations__ = {p.name: p.annotation for p in own + talk}
+    del with_talk.__wrapped__  # or type hints are read from `run`, without the three
+    return with_talk
+
+
+def open_model(
+    ref: str, *, inputs: list[str] | None = None, weights: Path | None = None, trust: bool = False
+) -> Loaded:
+    """Load what the command line names, saying so with -v."""
+    from bntool.sources import open_model
+
+    loaded = open_model(ref, inputs=inputs, weights=weights, trust=trust)
+    screen.detail(f"loaded {ref} ({loaded.kind})")
+    return loaded
