@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "progress", "result"),
     ("algebra",),
     ("graphs",),
     ("plan", "branches"),

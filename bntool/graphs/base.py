@@ -1,0 +1,125 @@
+"""What the planner sees of a model: nodes in order, in one neutral vocabulary, parameters fetched on demand.
+
+Each kind of graph (torch.fx, torch.export, ONNX) translates its own operators into `Node`s once; every rule
+is written against `kind` and so serves all of them. What a front end cannot name is `opaque`: nothing passes.
+
+The vocabulary (inputs are tensor values only; attributes are plain Python values):
+
+kind             inputs  attributes                                              params
+conv             x       groups, padded (zero padding hides a shift), rank       weight (out, in/g, *k), bias?
+conv_transpose   x       groups, rank                                            weight (in, out/g, *k), bias?
+linear           x       transposed (weight is (in, out)), alpha, beta           weight (out, in), bias?
+matmul_const     x       side: "right" (x @ w) or "left" (w @ x)                 weight
+embedding        -                                                               weight (num, dim)
+batch_norm       x       eps, training, channels                                 weight?, bias?, mean, var
+instance_norm    x       as batch_norm (running statistics in use)               as batch_norm
+layer_norm       x       normalized (trailing dimensions)                        weight?, bias?
+group_norm       x                                                               weight?, bias?
+mul_const        x       invert (x / p)                                          other (a parameter) or value=
+add_const        x       sign_x, sign_p: sign_x * x + sign_p * p                 other (a parameter) or value=
+relu             x       -: relu, leaky relu, prelu: f(s * x) = s * f(x), s >= 0
+max_pool         x       dims: pooled dimensions (negative)
+avg_pool         x       dims, counts_padding (the padding's zeros enter the mean)
+mean             x       dims (negative), keepdim
+sum              x       dims (negative), keepdim
+upsample         x       dims: interpolated dimensions (negative); weights sum to one
+pad              x       widths: ((before, after), ...) per trailing dimension, mode, value
+add, sub         a, b
+mul              a, b    elementwise product of two values (a gate, an attention mask)
+div              a, b
+matmul           a, b    rows_sum_to_one: known of `a` (softmax, dropout in eval, layout)
+sdpa             q, k, v
+softmax          x       dim (negative)
+concat           *xs     dim (negative)
+layout           x       -: pure data movement; `Graph.index` says what goes where
+identity         x       -: dropout in eval, contiguous, a cast that is exact, ...
+input, constant  -       -: values nothing is known of; a map may not enter them
+opaque           *       what: the operator's own name, for the reason
+output           *       -: what leaves the model (or the traced island) and must not change
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bntool.algebra.affine import Array, Blocked
+
+Index = NDArray[np.int64]
+#: sizes of a value; None when unknown
+Shape = tuple[int, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Param:
+    """One named tensor a node computes with. Equal `key`s are one tensor: tied or shared."""
+
+    name: str
+    key: Hashable
+    shape: tuple[int, ...]
+    dtype: str
+    fetch: Callable[[], Array]
+    writable: bool = True
+    """False for a value computed from others (a standardised weight) or read by code nobody can see."""
+
+
+@dataclass(eq=False)
+class Node:
+    """One value of the graph and the operator that makes it."""
+
+    name: str
+    kind: str
+    inputs: tuple[Node, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Param] = field(default_factory=dict)
+    owner: Hashable = None
+    """Nodes with equal owners compute with the same parameters: the calls of one shared layer."""
+    where: str = ""
+    """The place a person knows: a module path, an ONNX node name."""
+    origin: Any = None
+    """The front end's own node."""
+    users: list[tuple[Node, int]] = field(default_factory=list)
+    """Who reads this value, and as which of its inputs."""
+    changed_by: str = ""
+    """The in-place operator that changes this value under its later readers, if any."""
+    watched: str = ""
+    """Why this node's parameters and value must stay as they are (a hook), if they must."""
+
+    def __repr__(self) -> str:
+        return f"{self.name}:{self.kind}({', '.join(i.name for i in self.inputs)})"
+
+
+class Graph(Protocol):
+    """A model as the planner sees it."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All nodes, inputs before users; several disjoint parts (paths, islands) may follow one another."""
+
+    def shape(self, node: Node) -> Shape:
+        """The sizes of the node's value, or None when they are not known."""
+
+    def dtype(self, node: Node) -> str | None:
+        """The element type's NumPy-style name ("float32", "bfloat16"), or None when it is not known."""
+
+    def index(self, node: Node) -> Index | Blocked:
+        """For a `layout` node: for every output element the flat index of the input element it copies.
+
+        Shapes: the output's shape. -1 where the output element copies nothing (a zero).
+        """
+
+    def readers(self, key: Hashable) -> Sequence[Node]:
+        """Every node that computes with the parameter `key`, including opaque ones."""
+
+
+def connect(nodes: Sequence[Node]) -> None:
+    """Fill in `users` from `inputs`."""
+    for node in nodes:
+        node.users = []
+    for node in nodes:
+        for port, value in enumerate(node.inputs):
+            value.users.append((node, port))
