@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
+zoo: $(STAMP)
+	@$(BIN)/python -m tests.zoo $(ARGS)
+
 check: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
