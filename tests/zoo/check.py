@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from tests.random_norms import randomise_norms
 from tests.vision import network
 
-# float64 carries 2.2e-16 per operation; depth and cancellation may cost six digits more, a wrong fold costs all
+# float64 rounds at 2.2e-16; depth and cancellation may cost six digits more, a wrong fold costs all
 LIMIT = 1e-9
 # an error is rounding if perturbing the last bit of the original's weights moves its outputs as far
 AMPLIFICATION = 10.0
