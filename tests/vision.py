@@ -1,8 +1,8 @@
 """Lets torchvision and timm be imported where torchvision's compiled operators do not fit torch.
 
 Wheels on PyPI are built for CUDA; beside a CPU-only torch their library does not load, and the import fails
-because shape functions are registered for operators that nobody declared. Declaring them is enough: none of the
-networks tested here runs one. Import this module before torchvision or timm.
+because shape functions are registered for operators that nobody declared. Declaring them is enough: no
+network tested here runs one. Import this module before torchvision or timm.
 """
 
 from __future__ import annotations
