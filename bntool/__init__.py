@@ -12,12 +12,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bntool.edits import apply_plan as apply_plan
     from bntool.errors import BntoolError as BntoolError
+    from bntool.sources import load as load
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {
+    "load": "bntool.sources",
+    "apply_plan": "bntool.edits",
     "BntoolError": "bntool.errors",
 }
 __all__ = ["__version__", *_HOME]

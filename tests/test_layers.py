@@ -14,6 +14,7 @@ FLOORS = (
     ("graphs",),
     ("plan", "branches"),
     ("report",),
+    ("edits",),
     ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "inspect"),
     ("bench",),
     ("study",),

@@ -1,0 +1,148 @@
+"""What bntool changed in a module, as small JSON edits that can be applied again to a fresh copy of it.
+
+Weights are saved as tensors; the edits carry the structure they belong to. A verb changes a module only
+through `apply`, which performs one edit and records it on the root module. So a model that was folded or
+inserted into knows its own plan, copies of it keep it, and saving writes it:
+
+    {"schema_version": 1,
+     "edits": [{"op": "replace", "path": "bn1", "module": {"type": "torch.nn.Identity"}}]}
+
+An operation is one row of OPS. Edits never carry code: a module is a class of torch.nn or of bntool with
+literal arguments. Values come from the weights; an edit only makes tensors of the right shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bntool.errors import LoadError
+
+SCHEMA_VERSION = 1
+_RECORD = "_bntool_edits"
+
+Edit = Mapping[str, Any]
+
+
+def apply(model: nn.Module, edit: Edit) -> None:
+    """Perform one edit on `model` in place, and record it there. Raises: LoadError when it does not fit."""
+    if edit.get("op") not in OPS:
+        raise LoadError(f"unknown edit {edit.get('op')!r} in the plan", next="It needs a newer bntool.")
+    OPS[edit["op"]](model, edit)
+    record(model, edit)
+
+
+def record(model: nn.Module, edit: Edit) -> None:
+    """Note an edit that was performed otherwise."""
+    model.__dict__[_RECORD] = [*recorded(model), dict(edit)]
+
+
+def recorded(model: nn.Module) -> list[dict[str, Any]]:
+    """The edits made to this module since its own class built it."""
+    return list(model.__dict__.get(_RECORD, ()))
+
+
+def plan_of(model: nn.Module) -> dict[str, Any]:
+    """The JSON document that `apply_plan` takes."""
+    return {"schema_version": SCHEMA_VERSION, "edits": recorded(model)}
+
+
+def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
+    """Give a freshly built model, in place, the structure that the plan's edits made. Returns: the model.
+
+    Raises: LoadError when the plan is damaged, newer than this bntool, or does not fit the model.
+    """
+    if not isinstance(plan, Mapping) or plan.get("schema_version") != SCHEMA_VERSION:
+        raise LoadError(
+            "the plan is not one this bntool can read", next="It needs another version of bntool."
+        )
+    edits = plan.get("edits")
+    if not isinstance(edits, list) or not all(isinstance(edit, Mapping) for edit in edits):
+        raise LoadError("the plan is damaged: its edits are not a list")
+    _apply_all(model, edits)
+    return model
+
+
+def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> None:
+    for edit in edits:
+        try:
+            apply(model, edit)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+            what = f"the edit {edit.get('op')!r} does not fit the model ({problem})"
+            advice = "Name the factory, with the arguments, that the model was made with."
+            raise LoadError(what, where=str(edit.get("path", "")), next=advice) from problem
+
+
+# --- the operations
+
+
+def _replace(model: nn.Module, edit: Edit) -> None:
+    """{"op": "replace", "path", "module"}: put another module where one was, under all of its names."""
+    old = model.get_submodule(edit["path"])
+    new = build(edit["module"], like=old)
+    for path in [name for name, m in model.named_modules(remove_duplicate=False) if m is old]:
+        put(model, path, new)
+
+
+def _insert(model: nn.Module, edit: Edit) -> None:
+    """{"op": "insert", "path", "index", "module"}: put a module into a Sequential; later indices move up."""
+    sequence = model.get_submodule(edit["path"])
+    if type(sequence) is not nn.Sequential:
+        raise TypeError("not a Sequential")
+    sequence.insert(edit["index"], build(edit["module"], like=sequence))
+
+
+def _add_bias(model: nn.Module, edit: Edit) -> None:
+    """{"op": "add_bias", "path", "size"}: a layer gets a bias, zeros until weights are loaded."""
+    layer = model.get_submodule(edit["path"])
+    weight = layer.get_parameter("weight")
+    zeros = torch.zeros(edit["size"], dtype=weight.dtype, device=weight.device)
+    layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+
+
+def _drop_bias(model: nn.Module, edit: Edit) -> None:
+    """{"op": "drop_bias", "path"}: a layer loses its bias."""
+    model.get_submodule(edit["path"]).register_parameter("bias", None)
+
+
+OPS: dict[str, Callable[[nn.Module, Edit], None]] = {
+    "replace": _replace,
+    "insert": _insert,
+    "add_bias": _add_bias,
+    "drop_bias": _drop_bias,
+}
+
+
+# --- modules as data
+
+
+def put(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Set the submodule at a dotted path."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
+
+
+def build(spec: Mapping[str, Any], *, like: nn.Module) -> nn.Module:
+    """The module that `{"type": "torch.nn.BatchNorm2d", "args": {"num_features": 8}}` describes.
+
+    It gets the mode, device and floating dtype of `like`, where that has any.
+    """
+    place, _, name = str(spec["type"]).rpartition(".")
+    if place != "torch.nn" and place.split(".")[0] != "bntool":
+        raise ValueError(f"{spec['type']} is neither of torch.nn nor of bntool")
+    kind = getattr(import_module(place), name)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise TypeError(f"{spec['type']} is not a module")
+    made = kind(**spec.get("args", {})).train(like.training)
+    tensor = first_tensor(like)
+    return made if tensor is None else made.to(device=tensor.device, dtype=tensor.dtype)
+
+
+def first_tensor(module: nn.Module) -> Tensor | None:
+    """The first floating parameter or buffer."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t for t in tensors if t.is_floating_point()), None)
