@@ -1,0 +1,55 @@
+"""Run an ONNX file under ONNX Runtime's CPU, with its graph optimiser on or off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bntool.errors import RunError
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+class NotImplementedByRuntime(RunError):
+    """ONNX Runtime's CPU has no kernel for a node at this dtype (float64 and bfloat16 convolutions)."""
+
+
+def session(model: str | Path | bytes, *, optimised: bool = False) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU.
+
+    Raises: NotImplementedByRuntime, RunError.
+    """
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(4)
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:
+        raise _refusal(problem) from problem
+
+
+def run(session: Any, feeds: Feeds) -> list[NDArray[Any]]:
+    """The outputs in the graph's order. Raises: RunError."""
+    try:
+        return [np.asarray(value) for value in session.run(None, dict(feeds))]
+    except Exception as problem:
+        raise _refusal(problem) from problem
+
+
+def output_names(session: Any) -> tuple[str, ...]:
+    return tuple(output.name for output in session.get_outputs())
+
+
+def _refusal(problem: Exception) -> RunError:
+    text = " ".join(str(problem).split())
+    unsupported = "NOT_IMPLEMENTED" in text or "bfloat16" in text
+    kind = NotImplementedByRuntime if unsupported else RunError
+    return kind(f"ONNX Runtime refuses the model: {text[:400]}", next="Try another opset or dtype.")
