@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bntool.edits import apply_plan as apply_plan
     from bntool.errors import BntoolError as BntoolError
+    from bntool.export import export as export
     from bntool.sources import load as load
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ _HOME = {
     "load": "bntool.sources",
     "apply_plan": "bntool.edits",
     "BntoolError": "bntool.errors",
+    "export": "bntool.export",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bntool.errors import RunError, UsageError, VerificationError
-from bntool.export_check import Check, check_file
-from bntool.export_trace import Call, Traced, eval_mode, mode_notes, state_bytes, trace
-from bntool.fold import fold as fold_norms
+from bntool.errors import UsageError, VerificationError
+from bntool.export_check import Check, check_file, dtype_of, in_single_precision
 from bntool.progress import Progress, silent
+from bntool.sources.onnx_run import NotImplementedByRuntime
+from bntool.sources.torch_onnx import Call, Traced, trace
 
 #: protobuf's limit is 2 GiB; the graph itself and its names need some of it
 INLINE_LIMIT_BYTES = 2**31 - 2**27
@@ -30,7 +32,6 @@ class ExportReport:
 
     path: Path
     opset: int
-    dtype: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dynamic_batch: bool
@@ -49,7 +50,6 @@ class ExportReport:
             "schema_version": 1,
             "path": str(self.path),
             "opset": self.opset,
-            "dtype": self.dtype,
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
             "dynamic_batch": self.dynamic_batch,
@@ -79,42 +79,142 @@ def export(
 ) -> ExportReport:
     """Write `model`, in eval mode and with its norms folded, to `path` as ONNX.
 
-    The file is run under ONNX Runtime with its optimiser off and on, at two batch sizes when the batch is dynamic, and
-    compared with `model` itself. `tolerance` is the largest relative error allowed (default: from dtype and depth).
-    `external_data` is decided by the size of the weights unless given. The model passed in is not changed.
+    The file is run under ONNX Runtime with its optimiser off and on, at two batch sizes when the batch is
+    dynamic, and compared with `model` itself. `tolerance` is the largest relative error allowed (by default
+    from dtype and depth). `external_data` is decided by the size of the weights unless given. The model
+    passed in is not changed.
 
-    Raises: UsageError for a call that makes no sense, RunError when torch cannot export the model or not to `opset`,
-    VerificationError when the file computes something else; in each case nothing is written.
+    Raises: UsageError for a call that makes no sense, RunError when torch cannot export the model or not to
+    `opset`, VerificationError when the file computes something else; in each case nothing is written.
     """
     target = _checked_target(path)
     call = Call.of(model, example_inputs)
     notes = mode_notes(model)
-    with eval_mode(model):
+    with eval_mode(model), tempfile.TemporaryDirectory(prefix=".bntool-", dir=target.parent) as room:
         progress("fold", 0, 3)
-        folded = fold_norms(model, example_inputs) if fold else None
+        exported, folded = _folded(model, example_inputs) if fold else (model, None)
         progress("export", 1, 3)
-        exported = model if folded is None else folded.model
-        traced = trace(exported, call, dynamic_batch, opset, input_names, output_names)
+
+        retrace = partial(
+            trace,
+            dynamic_batch=dynamic_batch,
+            opset=opset,
+            input_names=input_names,
+            output_names=output_names,
+        )
+        traced = retrace(exported, call)
         outside = state_bytes(exported) > INLINE_LIMIT_BYTES if external_data is None else external_data
-        with tempfile.TemporaryDirectory(prefix=".bntool-", dir=target.parent) as room:
-            written = Path(room) / target.name
-            traced.save(written, outside)
-            progress("verify", 2, 3)
-            checks, words = check_file(model, traced, call, written, tolerance) if verify else ((), ())
+        traced.save(Path(room) / target.name, outside)
+        progress("verify", 2, 3)
+        checks: tuple[Check, ...] = ()
+        if verify:
+            checks, words = _checks(
+                model, exported, traced, Path(room) / target.name, call, retrace, tolerance
+            )
             _insist(checks, target)
-            size_bytes = _move(Path(room), target)
+            notes += words
+        size_bytes = _move(Path(room), target)
     progress("verify", 3, 3)
-    report = None if folded is None else folded.report.to_dict()
-    return _report(target, traced, outside, size_bytes, report, checks, (*notes, *words))
+    return ExportReport(
+        target,
+        traced.opset,
+        traced.inputs,
+        traced.outputs,
+        dynamic_batch,
+        outside,
+        size_bytes,
+        folded,
+        checks,
+        notes,
+    )
 
 
 def _checked_target(path: str | Path) -> Path:
     target = Path(path)
     if target.suffix != ".onnx":
-        raise UsageError("an exported model ends in .onnx", where=str(path), next=f"Write {target.stem}.onnx.")
+        raise UsageError(
+            "an exported model ends in .onnx", where=str(path), next=f"Write {target.stem}.onnx."
+        )
     if not target.parent.is_dir():
         raise UsageError("there is no such directory", where=str(target.parent), next="Make it first.")
     return target
+
+
+def _folded(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    from bntool.fold import fold
+
+    result = fold(model, example_inputs)
+    return result.model, result.report.to_dict()
+
+
+def mode_notes(model: nn.Module) -> tuple[str, ...]:
+    """What a person should know about the modes of `model` before it is written as it is in eval mode."""
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    blind = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
+    notes = []
+    if training:
+        notes.append(f"exported in eval mode; {len(training)} modules were in train mode: {_few(training)}")
+    if blind:
+        notes.append(f"no running statistics, so the file normalises by each batch's own: {_few(blind)}")
+    return tuple(notes)
+
+
+def _uses_batch_statistics(module: nn.Module) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return isinstance(module, _BatchNorm) and (module.running_mean is None or module.running_var is None)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in eval mode; afterwards every module has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def state_bytes(model: nn.Module) -> int:
+    """The size of all parameters and buffers, a shared one counted once."""
+    storages: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storages[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(storages.values())
+
+
+def _checks(
+    original: nn.Module,
+    exported: nn.Module,
+    traced: Traced,
+    path: Path,
+    call: Call,
+    retrace: Callable[[nn.Module, Call], Traced],
+    tolerance: float | None,
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """The file's checks, and a word where ONNX Runtime's CPU cannot run its dtype (a float64 convolution).
+
+    Then the same model is exported in float32 and compared with the float32 original.
+    """
+    try:
+        return check_file(original, traced, path, call, tolerance), ()
+    except NotImplementedByRuntime:
+        dtype = dtype_of(original, call)
+        if dtype == "float32":
+            raise
+    with tempfile.TemporaryDirectory(prefix="float32-", dir=path.parent) as room:
+        twin, single_call = in_single_precision(exported, call)
+        reference, _ = in_single_precision(original, call)
+        single, file = retrace(twin, single_call), Path(room) / path.name
+        single.save(file, state_bytes(twin) > INLINE_LIMIT_BYTES)
+        checks = check_file(reference, single, file, single_call, tolerance)
+    return checks, (f"ONNX Runtime's CPU cannot run it in {dtype}: compared was the same model in float32",)
 
 
 def _insist(checks: tuple[Check, ...], target: Path) -> None:
@@ -131,27 +231,3 @@ def _move(room: Path, target: Path) -> int:
     for file in files:
         os.replace(file, target.parent / file.name)
     return size
-
-
-def _report(
-    target: Path,
-    traced: Traced,
-    outside: bool,
-    size_bytes: int,
-    fold: dict[str, Any] | None,
-    checks: tuple[Check, ...],
-    notes: tuple[str, ...],
-) -> ExportReport:
-    return ExportReport(
-        path=target,
-        opset=traced.opset,
-        dtype=traced.dtype,
-        inputs=traced.inputs,
-        outputs=traced.outputs,
-        dynamic_batch=traced.dynamic_batch,
-        external_data=outside,
-        size_bytes=size_bytes,
-        fold=fold,
-        checks=checks,
-        notes=notes,
-    )

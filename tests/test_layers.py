@@ -15,7 +15,7 @@ FLOORS = (
     ("plan", "branches"),
     ("report",),
     ("edits",),
-    ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "inspect"),
+    ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect"),
     ("bench",),
     ("study",),
     ("demo",),

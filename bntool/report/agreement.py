@@ -16,7 +16,7 @@ STEPS_PER_LAYER = 32
 def tolerance_for(eps: float, depth: int) -> float:
     """Relative error that rounding explains: `eps * 32 * layers`.
 
-    Each linear layer rounds products and their sum; measured on random networks, one layer adds a few eps, so 32 leaves
+    Each linear layer rounds products and their sum: a few eps a layer on random networks, so 32 leaves
     room for long sums while a weight that is 1 % off stays far outside.
     """
     return eps * STEPS_PER_LAYER * max(1, depth)
@@ -26,9 +26,10 @@ def tolerance_for(eps: float, depth: int) -> float:
 class Agreement:
     """One output of two models on one input.
 
-    Units: `max_abs` in the output's own; `max_rel` is the largest difference over the largest reference value;
-    `smallest_tolerance` is the t that `allclose(rtol=t, atol=t)` would need; `argmax_agreement` the share of rows with
-    one largest entry in the same place; `non_finite` counts places where one is inf or NaN and the other is not.
+    Units: `max_abs` in the output's own; `max_rel` is the largest difference over the largest reference
+    value; `smallest_tolerance` is the t that `allclose(rtol=t, atol=t)` would need; `argmax_agreement` the
+    share of rows with the largest entry in the same place; `non_finite` counts places where one is inf or NaN
+    and the other is not.
     """
 
     output: str
@@ -48,7 +49,7 @@ class Agreement:
 def compare(name: str, reference: NDArray[Any], candidate: NDArray[Any]) -> Agreement:
     """`candidate` against `reference`; a different shape counts as every value being non-finite.
 
-    Shapes: any, both the same; the last axis holds the scores of `argmax_agreement` (axis 1 for 4-d and more).
+    Shapes: any, both the same; scores for `argmax_agreement` lie on the last axis (on axis 1 from 4-d on).
     """
     if reference.shape != candidate.shape:
         return Agreement(name, np.inf, np.inf, np.inf, None, max(reference.size, candidate.size, 1))

@@ -33,15 +33,18 @@ class Call:
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any) -> Call:
-        """`example_inputs` is a tensor, a tuple of arguments or a dict of them. Raises: UsageError."""
+        """`example_inputs` is a tensor, a tuple of arguments or a dict of them, put in the signature's order.
+
+        Raises: UsageError.
+        """
         args, kwargs = as_call(example_inputs)
         signature = inspect.signature(model.forward)
         try:
-            signature.bind(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
         except TypeError as problem:
             advice = "Pass example inputs that the model can be called with."
             raise UsageError(str(problem), where=type(model).__name__, next=advice) from problem
-        return cls(args, kwargs, signature)
+        return cls(bound.args, bound.kwargs, signature)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -103,6 +106,7 @@ class Traced:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     depth: int
+    dynamic_batch: bool
 
     def save(self, path: Path, external_data: bool) -> None:
         self.program.save(path, external_data=external_data)
@@ -117,7 +121,7 @@ def trace(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> Traced:
-    """Run torch's exporter. A dynamic batch is traced at two samples or more: torch takes a size of 1 for a constant.
+    """Run torch's exporter. A dynamic batch is traced at two samples or more: torch takes 1 for a constant.
 
     Raises: RunError when torch cannot export the model, or writes another opset than the one asked for.
     """
@@ -138,14 +142,16 @@ def trace(
             )
     except Exception as problem:
         raise _refusal(model, problem, dynamic_batch) from problem
-    traced = _read(program)
+    traced = _read(program, dynamic_batch)
+    if dynamic_batch:
+        _insist_on_dynamic(program, call)
     if opset is not None and traced.opset != opset:
         advice = f"Leave opset out, or ask for {traced.opset}."
         raise RunError(f"torch cannot write opset {opset}, only {traced.opset}", where="opset", next=advice)
     return traced
 
 
-def _read(program: Any) -> Traced:
+def _read(program: Any, dynamic_batch: bool) -> Traced:
     graph = program.model.graph
     return Traced(
         program=program,
@@ -153,7 +159,16 @@ def _read(program: Any) -> Traced:
         inputs=tuple(value.name for value in graph.inputs),
         outputs=tuple(value.name for value in graph.outputs),
         depth=sum(node.op_type in LINEAR_OPS for node in graph),
+        dynamic_batch=dynamic_batch,
     )
+
+
+def _insist_on_dynamic(program: Any, call: Call) -> None:
+    """torch falls back to a fixed batch where it cannot keep it open, and does not say so."""
+    for value, tensor in zip(program.model.graph.inputs, call.tensors, strict=True):
+        if _is_batched(tensor, call.batch) and isinstance(value.shape[0], int):
+            advice = "Leave dynamic_batch out, or make the model take any batch size."
+            raise RunError("the model fixes its batch size", where=f"input {value.name}", next=advice)
 
 
 def _refusal(model: nn.Module, problem: Exception, dynamic_batch: bool) -> RunError:

@@ -1,0 +1,178 @@
+"""A torch model written as ONNX computes what PyTorch computes, or is not written."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bntool
+from bntool.errors import RunError, UsageError, VerificationError
+from bntool.sources import onnx_run
+from tests.random_norms import randomise_norms
+
+SAMPLES = ("siamese", "levit", "unet", "video3d")
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, track: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=track)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).relu()
+
+
+def conv_norm(track: bool = True) -> ConvNorm:
+    torch.manual_seed(0)
+    return randomise_norms(ConvNorm(track).eval(), (X,))
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_models_export_and_verify_at_two_batch_sizes(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"sample_models.{name}")
+    torch.manual_seed(0)
+    model = randomise_norms(getattr(module, name)()).eval()
+    report = bntool.export(
+        model, tmp_path / "m.onnx", module.example_inputs(), dynamic_batch=True, fold=False
+    )
+    assert report.verified
+    assert {(c.optimised, c.batch) for c in report.checks} == {
+        (o, c.batch) for o in (False, True) for c in report.checks
+    }
+    assert len({c.batch for c in report.checks}) == 2
+    json.dumps(report.to_dict())
+
+
+def test_control_flow_on_data_is_refused_in_one_message(tmp_path: Path) -> None:
+    module = importlib.import_module("sample_models.branchy")
+    with pytest.raises(RunError, match="torch cannot export it"):
+        bntool.export(module.branchy().eval(), tmp_path / "m.onnx", module.example_inputs(), fold=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_mode_is_said_and_the_modes_come_back(tmp_path: Path) -> None:
+    model = conv_norm()
+    model.norm.train()
+    report = bntool.export(model, tmp_path / "m.onnx", X, fold=False)
+    assert "1 modules were in train mode: norm" in report.notes[0]
+    assert report.verified
+    assert (model.training, model.norm.training) == (False, True)
+
+
+def test_a_norm_without_running_statistics_is_said(tmp_path: Path) -> None:
+    report = bntool.export(conv_norm(track=False), tmp_path / "m.onnx", X, fold=False, dynamic_batch=True)
+    assert "no running statistics" in report.notes[0]
+    assert report.verified
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_dtype_the_runtime_has_no_convolution_for_is_verified_in_float32(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    report = bntool.export(conv_norm().to(dtype), tmp_path / "m.onnx", X.to(dtype), fold=False)
+    assert "compared was the same model in float32" in report.notes[0]
+    assert report.verified
+    assert [c.dtype for c in report.checks] == ["float32", "float32"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_half_precision_runs_as_it_is(tmp_path: Path) -> None:
+    report = bntool.export(conv_norm().half(), tmp_path / "m.onnx", X.half(), fold=False)
+    assert report.verified
+    assert report.checks[0].dtype == "float16"
+
+
+class Many(nn.Module):
+    """A dictionary, a tuple and an option as inputs; several outputs in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(
+        self, image: Tensor, pair: tuple[Tensor, Tensor], scale: float = 2.0, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        y = self.linear(image) + pair[0] - pair[1]
+        return {"a": y * scale, "b": y if mask is None else y * mask}
+
+
+def test_dictionary_inputs_in_any_order_and_several_outputs(tmp_path: Path) -> None:
+    inputs = {
+        "mask": torch.rand(3, 4),
+        "pair": (torch.rand(3, 4), torch.rand(3, 4)),
+        "image": torch.rand(3, 4),
+    }
+    report = bntool.export(Many().eval(), tmp_path / "m.onnx", inputs, fold=False, dynamic_batch=True)
+    assert report.verified
+    assert len(report.inputs) == 4
+    assert len(report.outputs) == 2
+
+
+def test_names_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    report = bntool.export(conv_norm(), path, X, fold=False, input_names=["image"], output_names=["scores"])
+    assert (report.inputs, report.outputs) == (("image",), ("scores",))
+    graph = onnx.load(path).graph
+    assert (graph.input[0].name, graph.output[0].name) == ("image", "scores")
+
+
+def test_an_opset_torch_cannot_write_is_refused_instead_of_another_one_written(tmp_path: Path) -> None:
+    assert bntool.export(conv_norm(), tmp_path / "m.onnx", X, fold=False, opset=21).opset == 21
+    with pytest.raises(RunError, match="cannot write opset 9"):
+        bntool.export(conv_norm(), tmp_path / "n.onnx", X, fold=False, opset=9)
+    assert not (tmp_path / "n.onnx").exists()
+
+
+def test_nothing_is_written_when_the_file_computes_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"what was there")
+    honest = onnx_run.run
+    monkeypatch.setattr(onnx_run, "run", lambda *a: [v * np.float32(1.01) for v in honest(*a)])
+    with pytest.raises(VerificationError) as caught:
+        bntool.export(conv_norm(), path, X, fold=False)
+    assert caught.value.exit_code == 6
+    assert path.read_bytes() == b"what was there"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert bntool.export(conv_norm(), path, X, fold=False, tolerance=0.02).verified
+
+
+def test_external_data_lies_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    report = bntool.export(conv_norm(), path, X, fold=False, external_data=True)
+    assert report.external_data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    session = onnx_run.session(path)
+    assert report.size_bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    got = onnx_run.run(session, {report.inputs[0]: X.numpy()})[0]
+    assert np.allclose(got, conv_norm()(X).detach().numpy(), atol=1e-5)
+
+
+def test_the_call_is_checked_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"ends in \.onnx"):
+        bntool.export(conv_norm(), tmp_path / "m.pt", X)
+    with pytest.raises(UsageError):
+        bntool.export(conv_norm(), tmp_path / "m.onnx", (X, X))
+    with pytest.raises(UsageError, match="no such directory"):
+        bntool.export(conv_norm(), tmp_path / "none" / "m.onnx", X)
+
+
+def test_the_batch_that_a_model_fixes_is_refused(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(2, 3, 8, 8)
+
+    with pytest.raises(RunError, match="fixes its batch size"):
+        bntool.export(Fixed(), tmp_path / "m.onnx", X, fold=False, dynamic_batch=True)
