@@ -42,15 +42,13 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 def test_sample_models_export_and_verify_at_two_batch_sizes(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"sample_models.{name}")
     torch.manual_seed(0)
-    model = randomise_norms(getattr(module, name)()).eval()
-    report = bntool.export(
-        model, tmp_path / "m.onnx", module.example_inputs(), dynamic_batch=True, fold=False
-    )
+    inputs = module.example_inputs()
+    model = randomise_norms(getattr(module, name)().eval(), inputs)
+    report = bntool.export(model, tmp_path / "m.onnx", inputs, dynamic_batch=True, fold=False)
     assert report.verified
-    assert {(c.optimised, c.batch) for c in report.checks} == {
-        (o, c.batch) for o in (False, True) for c in report.checks
-    }
-    assert len({c.batch for c in report.checks}) == 2
+    batches = {check.batch for check in report.checks}
+    assert len(batches) == 2
+    assert {(c.optimised, c.batch) for c in report.checks} == {(o, b) for o in (False, True) for b in batches}
     json.dumps(report.to_dict())
 
 
