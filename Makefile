@@ -21,6 +21,9 @@ test: $(STAMP)
 zoo: $(STAMP)
 	@$(BIN)/python -m tests.zoo $(ARGS)
 
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz $(or $(N),3000) $(or $(SEED),0)
+
 check: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
