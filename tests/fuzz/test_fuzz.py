@@ -1,4 +1,4 @@
-"""Hundreds of random networks, and proof that the oracle notices a wrong or a lazy fold. More: `make fuzz`."""
+"""Hundreds of random networks, and proof that the oracle notices a wrong or a lazy fold. See `make fuzz`."""
 
 from __future__ import annotations
 
