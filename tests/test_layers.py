@@ -12,7 +12,7 @@ FLOORS = (
     ("errors", "progress", "result"),
     ("algebra",),
     ("graphs",),
-    ("plan", "branches"),
+    ("search", "plan", "branches"),
     ("report",),
     ("edits",),
     ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect"),

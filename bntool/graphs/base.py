@@ -8,15 +8,16 @@ The vocabulary (inputs are tensor values only; attributes are plain Python value
 kind             inputs  attributes                                              params
 conv             x       groups, padded (zero padding hides a shift), rank       weight (out, in/g, *k), bias?
 conv_transpose   x       groups, rank                                            weight (in, out/g, *k), bias?
-linear           x       transposed (weight is (in, out)), alpha, beta           weight (out, in), bias?
+linear           x       transposed (weight is (in, out))                        weight (out, in), bias?
 matmul_const     x       side: "right" (x @ w) or "left" (w @ x)                 weight
 embedding        -                                                               weight (num, dim)
+                         all five: no_bias, the reason why a bias cannot be given to it, if it cannot
 batch_norm       x       eps, training, channels                                 weight?, bias?, mean, var
 instance_norm    x       as batch_norm (running statistics in use)               as batch_norm
 layer_norm       x       normalized (trailing dimensions)                        weight?, bias?
 group_norm       x                                                               weight?, bias?
-mul_const        x       invert (x / p)                                          other (a parameter) or value=
-add_const        x       sign_x, sign_p: sign_x * x + sign_p * p                 other (a parameter) or value=
+parameter        -                                                               value (used as an operand)
+scalar           x       a, b: the literal a * x + b
 relu             x       -: relu, leaky relu, prelu: f(s * x) = s * f(x), s >= 0
 max_pool         x       dims: pooled dimensions (negative)
 avg_pool         x       dims, counts_padding (the padding's zeros enter the mean)

@@ -1,0 +1,37 @@
+"""Norm in eval mode -> its map: `scale = gamma / sqrt(var + eps)`, `shift = beta - mean * scale`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bntool.algebra.affine import Array, Blocked, ChannelAffine
+
+#: var + eps below this is a damaged statistic, not a small one: the smallest normal float32
+TINY = float(np.finfo(np.float32).tiny)
+
+
+def norm_map(
+    mean: Array | None, var: Array | None, weight: Array | None, bias: Array | None, eps: float
+) -> ChannelAffine | Blocked:
+    """The map of shape (C,) that a norm with these parameters applies, or why it is no fixed map.
+
+    Shapes: every array (C,). A missing `weight` counts as ones, a missing `bias` as zeros.
+    Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3.1.
+    """
+    if mean is None or var is None:
+        return Blocked("it has no running statistics, so it normalises with those of each batch")
+    for name, values in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias)):
+        if values is not None and not np.isfinite(values).all():
+            return Blocked(f"its {name} has NaN or infinite values: repair the checkpoint")
+    spread = var + eps
+    if (spread < TINY).any():
+        return Blocked(f"running variance + eps is {spread.min():.3g} in a channel: recalibrate it")
+    scale = 1 / np.sqrt(spread) if weight is None else weight / np.sqrt(spread)
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return ChannelAffine(scale, shift)
+
+
+def norm_parameters(total: ChannelAffine, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """The (weight, bias) with which a norm of these statistics applies the map `total`, all of shape (C,)."""
+    weight = total.scale * np.sqrt(var + eps)
+    return weight, total.shift + total.scale * mean

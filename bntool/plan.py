@@ -1,0 +1,279 @@
+"""A graph and the tables of the algebra -> what every norm becomes. Pure: changes nothing.
+
+The unit is a norm with all its calls, and a parameter owner with all its calls: a fold is valid only if every
+call of every owner it touches takes the same map, and nothing else reads the parameters that change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from bntool.algebra.affine import Array, Blocked, ChannelAffine
+from bntool.algebra.norms import norm_map
+from bntool.graphs.base import Graph, Node, Param
+from bntool.search import Absorb, Cope, Found, Goal, Make, Search, is_norm, place
+
+
+@dataclass(eq=False)
+class Change:
+    """What an owner's parameters become: `post . op . pre`, each in the form its parameters see (or None)."""
+
+    node: Node
+    pre: ChannelAffine | None = None
+    post: ChannelAffine | None = None
+
+    def take(self, side: str, form: ChannelAffine) -> Change:
+        if side == "after":
+            return Change(self.node, self.pre, form @ self.post if self.post is not None else form)
+        return Change(self.node, self.pre @ form if self.pre is not None else form, self.post)
+
+
+@dataclass(eq=False)
+class Norm:
+    """One norm: its calls share their parameters."""
+
+    names: tuple[str, ...]
+    calls: list[Node]
+    map: ChannelAffine | Blocked
+
+    @property
+    def owner(self) -> Hashable:
+        return self.calls[0].owner
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One norm that folds: which owners take its map, and on which side."""
+
+    norm: Norm
+    absorbed: tuple[Absorb, ...]
+
+    @property
+    def into(self) -> str:
+        return ", ".join(dict.fromkeys(place(a.node) for a in self.absorbed))
+
+    @property
+    def side(self) -> str:
+        sides = {a.side for a in self.absorbed}
+        return sides.pop() if len(sides) == 1 else "both" if sides else ""
+
+
+@dataclass(eq=False)
+class Plan:
+    """The steps in order, the norms that stay and why, and what all steps together make of every owner."""
+
+    norms: list[Norm] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    kept: list[tuple[Norm, str]] = field(default_factory=list)
+    changes: dict[Hashable, Change] = field(default_factory=dict)
+
+    @property
+    def folded_owners(self) -> set[Hashable]:
+        return {s.norm.owner for s in self.steps}
+
+
+def make_plan(
+    graph: Graph, *, keep: Sequence[str] = (), barred: Mapping[Hashable, str] | None = None
+) -> Plan:
+    """Decide for every norm of the graph, again and again until no further norm can go."""
+    planner = _Planner(graph, tuple(keep), barred or {})
+    planner.run()
+    return planner.plan
+
+
+class _Planner:
+    def __init__(self, graph: Graph, keep: tuple[str, ...], barred: Mapping[Hashable, str]) -> None:
+        self.graph, self.keep = graph, keep
+        self.calls = calls_by_owner(graph.nodes)
+        self.plan = Plan(norms=find_norms(self.calls))
+        self.barred = dict(barred)
+        for norm in self.plan.norms:  # what stays as it is takes no other norm's map either
+            refusal = self._may_go(norm)
+            if refusal is not None:
+                self.barred.setdefault(norm.owner, refusal.reason)
+
+    def run(self) -> None:
+        todo, reasons = list(self.plan.norms), dict[int, str]()
+        while todo:
+            left = []
+            for norm in todo:
+                outcome = self._decide(norm)
+                if isinstance(outcome, Blocked):
+                    reasons[id(norm)] = outcome.reason
+                    left.append(norm)
+                else:
+                    self._accept(outcome)
+            if len(left) == len(todo):
+                break
+            todo = left
+        gone = self.plan.folded_owners
+        self.plan.kept = [(n, reasons[id(n)]) for n in self.plan.norms if n.owner not in gone]
+
+    def _may_go(self, norm: Norm) -> Blocked | None:
+        if any(fnmatchcase(name, glob) for name in norm.names for glob in self.keep):
+            return Blocked("kept as asked")
+        watched = next((c.watched for c in norm.calls if c.watched), "")
+        if watched:
+            return Blocked(watched)
+        if norm.owner in self.barred:
+            return Blocked(self.barred[norm.owner])
+        return norm.map if isinstance(norm.map, Blocked) else None
+
+    def _decide(self, norm: Norm) -> Step | Blocked:
+        refusal = self._may_go(norm)
+        if refusal is not None:
+            return refusal
+        maps = [self._current(norm, call) for call in norm.calls]
+        blocked = next((m for m in maps if isinstance(m, Blocked)), None)
+        if blocked is not None:
+            return blocked
+        pairs = [(c, m) for c, m in zip(norm.calls, maps, strict=True) if not isinstance(m, Blocked)]
+        refusals = []
+        for attempt in (_up, _down, _scale_up, _scale_down):
+            goals = attempt(pairs)
+            found = goals if isinstance(goals, Blocked) else self._search(norm, goals)
+            if not isinstance(found, Blocked):
+                return Step(norm, tuple(found.absorbed))
+            refusals.append(found.reason)
+        return Blocked(f"not into what feeds it ({refusals[0]}); not into what it feeds ({refusals[1]})")
+
+    def _current(self, norm: Norm, call: Node) -> ChannelAffine | Blocked:
+        """The norm's map with what it has absorbed itself, laid along the value's channel dimension."""
+        assert isinstance(norm.map, ChannelAffine)
+        total, change = norm.map, self.plan.changes.get(norm.owner)
+        if change is not None:
+            total = total @ change.pre if change.pre is not None else total
+            total = change.post @ total if change.post is not None else total
+        rank = call.attrs.get("rank") or len(self.graph.shape(call) or ())
+        if not rank:
+            return Blocked("the number of dimensions that reach it is not known: give example inputs")
+        return ChannelAffine.along(total, 1, rank)
+
+    def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
+        transparent = self.plan.folded_owners | {norm.owner}
+        found = Search(self.graph, transparent, self.barred).run(goals)
+        if isinstance(found, Blocked):
+            return found
+        return self._agreed(found) or found
+
+    def _agreed(self, found: Found) -> Blocked | None:
+        """Every call of an owner must take the same map, and nobody else may read what changes."""
+        for absorbs in by_owner(found.absorbed).values():
+            refusal = self._one_map(absorbs) or self._nobody_else_reads(absorbs)
+            if refusal is not None:
+                return refusal
+        return None
+
+    def _one_map(self, absorbs: list[Absorb]) -> Blocked | None:
+        calls = self.calls[absorbs[0].node.owner]
+        changes = {id(c): Change(c) for c in calls}
+        for a in absorbs:
+            changes[id(a.node)] = changes[id(a.node)].take(a.side, a.form)
+        first, *rest = changes.values()
+        if all(same(first.pre, c.pre) and same(first.post, c.post) for c in rest):
+            return None
+        return Blocked(f"{place(calls[0])} is called {len(calls)} times, not every time with the same map")
+
+    def _nobody_else_reads(self, absorbs: list[Absorb]) -> Blocked | None:
+        node = absorbs[0].node
+        calls = self.calls[node.owner]
+        for param in changed_params(absorbs):
+            if not param.writable:
+                return Blocked(f"{param.name} is computed from other values or read where nobody can see it")
+            others = [r for r in self.graph.readers(param.key) if r not in calls]
+            if others:
+                return Blocked(f"{param.name} is also used by {place(others[0])}")
+        return None
+
+    def _accept(self, step: Step) -> None:
+        self.plan.steps.append(step)
+        self.plan.changes.pop(step.norm.owner, None)
+        for owner, absorbs in by_owner(step.absorbed).items():
+            one_call = [a for a in absorbs if a.node is absorbs[0].node]
+            change = self.plan.changes.get(owner) or Change(absorbs[0].node)
+            for a in one_call:
+                change = change.take(a.side, a.form)
+            self.plan.changes[owner] = change
+
+
+Pairs = list[tuple[Node, ChannelAffine]]
+
+
+def _up(pairs: Pairs) -> list[Goal] | Blocked:
+    return [Make(c.inputs[0], m, c) for c, m in pairs]
+
+
+def _down(pairs: Pairs) -> list[Goal] | Blocked:
+    changed = next((c.changed_by for c, _ in pairs if c.changed_by), "")
+    if changed:
+        return Blocked(f"its output is changed in place by {changed}")
+    return [Cope(reader, port, m) for c, m in pairs for reader, port in c.users]
+
+
+def _scale_up(pairs: Pairs) -> list[Goal] | Blocked:
+    """`s * x + t`: the scale into what feeds it, the shift into what it feeds."""
+    up = _up([(c, m.only_scale()) for c, m in pairs])
+    down = _down([(c, m.only_shift()) for c, m in pairs])
+    return up if isinstance(up, Blocked) else down if isinstance(down, Blocked) else [*up, *down]
+
+
+def _scale_down(pairs: Pairs) -> list[Goal] | Blocked:
+    """`s * (x + t / s)`: the shift into what feeds it, the scale into what it feeds."""
+    parts = []
+    for c, m in pairs:
+        if (m.shift[m.scale == 0] != 0).any():
+            return Blocked("a scale of zero")
+        ratio = np.divide(m.shift, m.scale, out=np.zeros_like(m.shift), where=m.scale != 0)
+        parts.append((c, ChannelAffine(np.ones_like(m.scale), ratio), m.only_scale()))
+    up = _up([(c, shift) for c, shift, _ in parts])
+    down = _down([(c, scale) for c, _, scale in parts])
+    return up if isinstance(up, Blocked) else down if isinstance(down, Blocked) else [*up, *down]
+
+
+def calls_by_owner(nodes: Iterable[Node]) -> dict[Hashable, list[Node]]:
+    calls: dict[Hashable, list[Node]] = {}
+    for node in nodes:
+        if node.owner is not None:
+            calls.setdefault(node.owner, []).append(node)
+    return calls
+
+
+def find_norms(calls: Mapping[Hashable, list[Node]]) -> list[Norm]:
+    groups = [group for group in calls.values() if is_norm(group[0])]
+    return [Norm(tuple(dict.fromkeys(map(place, group))), group, _own_map(group[0])) for group in groups]
+
+
+def _own_map(node: Node) -> ChannelAffine | Blocked:
+    if node.attrs.get("training"):
+        return Blocked("it is in train mode and normalises with the statistics of each batch")
+    mean, var, weight, bias = (_value(node, name) for name in ("mean", "var", "weight", "bias"))
+    return norm_map(mean, var, weight, bias, node.attrs["eps"])
+
+
+def _value(node: Node, name: str) -> Array | None:
+    return node.params[name].fetch() if name in node.params else None
+
+
+def by_owner(absorbs: Iterable[Absorb]) -> dict[Hashable, list[Absorb]]:
+    result: dict[Hashable, list[Absorb]] = {}
+    for a in absorbs:
+        result.setdefault(a.node.owner, []).append(a)
+    return result
+
+
+def changed_params(absorbs: list[Absorb]) -> list[Param]:
+    params = dict(absorbs[0].node.params)
+    only_bias = all(a.side == "after" and not a.form.scales for a in absorbs) and "weight" in params
+    if only_bias and absorbs[0].node.kind not in ("embedding",):
+        params = {name: p for name, p in params.items() if name == "bias"}
+    return list(params.values())
+
+
+def same(a: ChannelAffine | None, b: ChannelAffine | None) -> bool:
+    if a is None or b is None:
+        return (a is None or a.is_identity) and (b is None or b.is_identity)
+    return a.equals(b)

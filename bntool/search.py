@@ -1,0 +1,249 @@
+"""Where can a map go? A search over the graph for a set of absorptions that keeps the function what it is.
+
+A goal is one obligation: `Make` a value become `map(value)`, or let a reader `Cope` with an input that has
+lost the map. An op that a map passes turns a goal into goals further on; a node that takes the map settles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bntool.algebra.absorbing import NORMS, before, behind
+from bntool.algebra.affine import Blocked, ChannelAffine
+from bntool.algebra.moves import Index, gather
+from bntool.algebra.passing import PASSING, Task, Up
+from bntool.graphs.base import Graph, Node
+
+#: how many goals one search may look at before it gives up
+BUDGET = 4000
+TOO_FAR = Blocked("its map would have to travel too far")
+
+
+@dataclass(frozen=True, eq=False)
+class Make:
+    """`value` must become `map(value)` for this reader."""
+
+    value: Node
+    map: ChannelAffine
+    reader: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Cope:
+    """What `reader` gets at `port` was `map(x)` and is now `x`."""
+
+    reader: Node
+    port: int
+    map: ChannelAffine
+
+
+@dataclass(frozen=True, eq=False)
+class Absorb:
+    """`node` takes a map into its parameters; `form` is the map as they see it."""
+
+    node: Node
+    side: str
+    form: ChannelAffine
+
+
+Goal = Make | Cope | Absorb
+
+
+@dataclass
+class Found:
+    """What a search has settled so far."""
+
+    absorbed: list[Absorb] = field(default_factory=list)
+    wanted: dict[int, list[Make]] = field(default_factory=dict)
+    waiting: dict[int, Blocked] = field(default_factory=dict)
+    """Values of which some readers have not asked for the map yet."""
+
+    def copy(self) -> Found:
+        wanted = {key: list(makes) for key, makes in self.wanted.items()}
+        return Found(list(self.absorbed), wanted, dict(self.waiting))
+
+
+@dataclass
+class NodeSite:
+    """A node as the rules of the algebra see it."""
+
+    graph: Graph
+    node: Node
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        return self.node.attrs
+
+    @property
+    def arity(self) -> int:
+        return len(self.node.inputs)
+
+    def sizes(self, port: int) -> tuple[int, ...] | None:
+        return self.graph.shape(self.node.inputs[port])
+
+    def out_sizes(self) -> tuple[int, ...] | None:
+        return self.graph.shape(self.node)
+
+    def index(self) -> Index | Blocked:
+        return self.graph.index(self.node)
+
+    def read_by_others(self, port: int) -> bool:
+        return len(self.node.inputs[port].users) > 1
+
+
+@dataclass
+class Search:
+    """One attempt. `transparent`: owners of norms folded already; `barred`: owners that must not change."""
+
+    graph: Graph
+    transparent: set[Hashable]
+    barred: Mapping[Hashable, str]
+    budget: int = BUDGET
+
+    def run(self, goals: Sequence[Goal]) -> Found | Blocked:
+        return self._settle(tuple(goals), Found())
+
+    def _settle(self, goals: tuple[Goal, ...], found: Found) -> Found | Blocked:
+        while goals:
+            self.budget -= 1
+            if self.budget < 0:
+                return TOO_FAR
+            ways = self._ways(goals[0], found)
+            if isinstance(ways, Blocked):
+                return ways
+            if len(ways) > 1:
+                return self._first(ways, goals[1:], found)
+            goals = (*ways[0], *goals[1:])
+        return next(iter(found.waiting.values()), None) or found
+
+    def _first(self, ways: list[list[Goal]], rest: tuple[Goal, ...], found: Found) -> Found | Blocked:
+        refusal = TOO_FAR
+        for number, way in enumerate(ways):
+            result = self._settle((*way, *rest), found.copy())
+            if not isinstance(result, Blocked):
+                return result
+            refusal = result if number == 0 else refusal
+        return refusal
+
+    def _ways(self, goal: Goal, found: Found) -> list[list[Goal]] | Blocked:
+        if isinstance(goal, Absorb):
+            found.absorbed.append(goal)
+            return [[]]
+        if goal.map.is_identity:
+            return [[]]
+        return self._make(goal, found) if isinstance(goal, Make) else self._cope(goal)
+
+    def _make(self, goal: Make, found: Found) -> list[list[Goal]] | Blocked:
+        value = goal.value
+        if value.watched or value.changed_by:
+            return Blocked(value.watched or f"{place(value)} is changed in place by {value.changed_by}")
+        makes = found.wanted.setdefault(id(value), [])
+        makes.append(goal)
+        if not all(goal.map.equals(m.map) for m in makes):
+            return Blocked(f"{place(value)} feeds several places that need different maps")
+        others = self._others(value, makes)
+        if others:
+            found.waiting[id(value)] = feeds(value)
+            return [[]]
+        found.waiting.pop(id(value), None)
+        return self._above(value, goal.map)
+
+    def _others(self, value: Node, makes: list[Make]) -> list[Node]:
+        """The readers that would see the map and have not asked for it."""
+        asked = [m.reader for m in makes]
+        return [r for r, _ in value.users if r not in asked and self._sees(r, makes[0].map)]
+
+    def _sees(self, reader: Node, m: ChannelAffine) -> bool:
+        """Whether the map reaches what `reader` reads: a slice may read only elements it leaves alone."""
+        if reader.kind != "layout":
+            return True
+        sizes, index = self.graph.shape(reader.inputs[0]), self.graph.index(reader)
+        if sizes is None or isinstance(index, Blocked):
+            return True
+        return not gather(m, sizes, index).is_identity
+
+    def _above(self, node: Node, m: ChannelAffine) -> list[list[Goal]] | Blocked:
+        if node.owner in self.transparent:
+            return [[Make(node.inputs[0], m, node)]]
+        if node.kind in PASSING:
+            tasks = PASSING[node.kind].up(NodeSite(self.graph, node), m)
+            return self._goals(node, tasks)
+        form = behind(node.kind, node.attrs, shapes(node), m)
+        return self._taken(node, "after", form)
+
+    def _cope(self, goal: Cope) -> list[list[Goal]] | Blocked:
+        node = goal.reader
+        if node.kind == "output":
+            return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
+        if node.owner in self.transparent:
+            return self._below(node, goal.map)
+        if node.kind in PASSING:
+            return self._goals(node, PASSING[node.kind].down(NodeSite(self.graph, node), goal.port, goal.map))
+        form = before(node.kind, node.attrs, shapes(node), goal.map)
+        return self._taken(node, "before", form)
+
+    def _goals(self, node: Node, ways: list[list[Task]] | Blocked) -> list[list[Goal]] | Blocked:
+        if isinstance(ways, Blocked):
+            return at(node, ways)
+        result = []
+        for way in ways:
+            goals = self._goals_of(node, way)
+            if isinstance(goals, Blocked):
+                return goals
+            result.append(goals)
+        return result
+
+    def _goals_of(self, node: Node, way: list[Task]) -> list[Goal] | Blocked:
+        goals: list[Goal] = []
+        for task in way:
+            if isinstance(task, Up):
+                goals.append(Make(node.inputs[task.port], task.map, node))
+                continue
+            below = self._below(node, task.map)
+            if isinstance(below, Blocked):
+                return below
+            goals.extend(below[0])
+        return goals
+
+    def _below(self, node: Node, m: ChannelAffine) -> list[list[Goal]] | Blocked:
+        """All readers of a node whose value has lost the map `m`."""
+        if m.is_identity:
+            return [[]]
+        if node.watched or node.changed_by:
+            return Blocked(node.watched or f"{place(node)} is changed in place by {node.changed_by}")
+        return [[Cope(reader, port, m) for reader, port in node.users]]
+
+    def _taken(self, node: Node, side: str, form: ChannelAffine | Blocked) -> list[list[Goal]] | Blocked:
+        if isinstance(form, Blocked):
+            return at(node, form)
+        if node.watched:
+            return Blocked(node.watched)
+        if node.owner in self.barred:
+            return Blocked(self.barred[node.owner])
+        return [[Absorb(node, side, form)]]
+
+
+def shapes(node: Node) -> dict[str, tuple[int, ...]]:
+    return {name: p.shape for name, p in node.params.items()}
+
+
+def place(node: Node) -> str:
+    return node.where or node.name
+
+
+def at(node: Node, refusal: Blocked) -> Blocked:
+    return Blocked(f"{place(node)}: {refusal.reason}")
+
+
+def feeds(value: Node) -> Blocked:
+    """Why a value that several read cannot take a map for one of them."""
+    readers = list(dict.fromkeys(place(r) for r, _ in value.users))
+    if len(value.users) == 1 or len(readers) == 1:
+        return Blocked(f"the output of {place(value)} is read more than once by {readers[0]}")
+    return Blocked(f"the output of {place(value)} feeds {len(readers)} places: {', '.join(readers)}")
+
+
+def is_norm(node: Node) -> bool:
+    return node.kind in NORMS
