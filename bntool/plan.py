@@ -116,9 +116,9 @@ class _Planner:
     def _may_go(self, norm: Norm) -> Blocked | None:
         if any(fnmatchcase(name, glob) for name in norm.names for glob in self.keep):
             return Blocked("kept as asked")
-        watched = next((c.watched for c in norm.calls if c.watched), "")
-        if watched:
-            return Blocked(watched)
+        pinned = next((c.pinned for c in norm.calls if c.pinned), "")
+        if pinned:
+            return Blocked(pinned)
         if norm.owner in self.barred:
             return Blocked(self.barred[norm.owner])
         return norm.map if isinstance(norm.map, Blocked) else None
@@ -208,9 +208,9 @@ def _up(pairs: Pairs) -> list[Goal] | Blocked:
 
 
 def _down(pairs: Pairs) -> list[Goal] | Blocked:
-    changed = next((c.changed_by for c, _ in pairs if c.changed_by), "")
-    if changed:
-        return Blocked(f"its output is changed in place by {changed}")
+    for call, _ in pairs:
+        if call.watched or call.changed_by:
+            return Blocked(call.watched or f"its output is changed in place by {call.changed_by}")
     return [Cope(reader, port, m) for c, m in pairs for reader, port in c.users]
 
 

@@ -1,7 +1,7 @@
 """Where can a map go? A search over the graph for a set of absorptions that keeps the function what it is.
 
 A goal is one obligation: `Make` a value become `map(value)`, or let a reader `Cope` with an input that has
-lost the map. An op that a map passes turns a goal into goals further on; a node that takes the map settles it.
+lost the map. An op that a map passes turns a goal into goals further on; a node that takes it settles it.
 """
 
 from __future__ import annotations
@@ -218,8 +218,6 @@ class Search:
     def _taken(self, node: Node, side: str, form: ChannelAffine | Blocked) -> list[list[Goal]] | Blocked:
         if isinstance(form, Blocked):
             return at(node, form)
-        if node.watched:
-            return Blocked(node.watched)
         if node.owner in self.barred:
             return Blocked(self.barred[node.owner])
         return [[Absorb(node, side, form)]]

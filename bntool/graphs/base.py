@@ -88,7 +88,9 @@ class Node:
     changed_by: str = ""
     """The in-place operator that changes this value under its later readers, if any."""
     watched: str = ""
-    """Why this node's parameters and value must stay as they are (a hook), if they must."""
+    """Why this value must stay as it is (a hook sees it), if it must."""
+    pinned: str = ""
+    """Why a norm must stay in the model (it has hooks of its own), if it must."""
 
     def __repr__(self) -> str:
         return f"{self.name}:{self.kind}({', '.join(i.name for i in self.inputs)})"
