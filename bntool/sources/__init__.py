@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from bntool.sources.opening import Loaded as Loaded
+from bntool.sources.base import Loaded as Loaded
 from bntool.sources.opening import load as load
 from bntool.sources.opening import open_model as open_model
 

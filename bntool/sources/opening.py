@@ -1,52 +1,19 @@
-"""Open a reference: find who can read it, and hand back the model with all that is known about it."""
+"""Open a reference: find the source that reads it, and hand back the model with what is known about it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from bntool.errors import LoadError, UsageError
 from bntool.sources import inputs as inputs_of
-from bntool.sources import python_ref
-from bntool.sources.inputs import InputSpec
+from bntool.sources.base import Loaded, Source
 from bntool.sources.refs import FORMS, FileRef, PythonRef, parse
 
-
-@dataclass
-class Loaded:
-    """A model and where it came from.
-
-    `kind` is "python", "pt2", "onnx", "bundle" or "pickle"; `model` is an nn.Module in eval mode (python,
-    bundle, pickle), a torch.export.ExportedProgram (pt2) or an onnx_ir.Model (onnx). `default_inputs` makes
-    the inputs that its file or signature names, if it names any.
-    """
-
-    ref: str
-    kind: str
-    model: Any
-    default_inputs: Callable[[], Any] | None = None
-    given: tuple[InputSpec, ...] = ()
-    path: Path | None = None
-
-    @property
-    def has_inputs(self) -> bool:
-        return bool(self.given) or self.default_inputs is not None
-
-    def example_inputs(self) -> Any:
-        """Inputs to call the model with: a tuple or a dict of tensors (of NumPy arrays for ONNX).
-
-        Raises: UsageError when neither the command line nor the model's file names any.
-        """
-        if self.given:
-            make = inputs_of.numpy_inputs if self.kind == "onnx" else inputs_of.torch_inputs
-            return make(self.given)
-        if self.default_inputs is None:
-            advice = "Pass --input 1x3x224x224, or define example_inputs() beside the factory."
-            raise UsageError("no example inputs are known", where=self.ref, next=advice)
-        found = self.default_inputs()
-        return found if isinstance(found, dict) else inputs_of.as_call(found)[0]
+#: the modules that hold a SOURCE, first match first; imported when asked, as .onnx must not import torch
+BUILTIN = ("python_ref", "onnx_file", "pt2", "bundle", "pickle_file")
 
 
 def load(ref: str, *, trust: bool = False, weights: str | Path | None = None) -> Any:
@@ -67,27 +34,50 @@ def open_model(
     """The model that `ref` names with its example inputs; `inputs` are specs as `--input` takes them."""
     given = tuple(inputs_of.parse_input(text) for text in inputs or ())
     parsed = parse(str(ref))
-    loaded = _open_python(parsed) if isinstance(parsed, PythonRef) else _open_file(parsed)
+    loaded = source_of(parsed).open(parsed, trust)
     loaded.ref, loaded.given = str(ref), given
-    if loaded.kind in ("python", "bundle", "pickle"):
+    if weights is not None:
+        _load_weights(loaded, Path(weights))
+    if loaded.is_module:
         loaded.model.eval()
     return loaded
 
 
-def _open_python(ref: PythonRef) -> Loaded:
-    model, module = python_ref.make(ref)
-    return Loaded(str(ref), "python", model, python_ref.example_inputs(module, ref))
-
-
-def _open_file(ref: FileRef) -> Loaded:
-    if ref.path.suffix == ".py":
-        names = python_ref.names_in(ref.path)
-        example = f"{ref.path}:{names[0] if names else 'factory'}"
-        raise UsageError(
-            "it does not say which function makes the model", where=str(ref), next=f"Write {example}."
-        )
-    if not ref.path.exists():
-        raise LoadError("there is no such file", where=str(ref), next=f"A model is written as {FORMS}.")
+def source_of(ref: PythonRef | FileRef) -> Source:
+    """Raises: LoadError when there is no such file, UsageError when nothing reads this kind."""
+    if isinstance(ref, FileRef):
+        _check_file(ref)
+    for name in BUILTIN:
+        if (isinstance(ref, PythonRef)) != (name == "python_ref"):
+            continue
+        source: Source = import_module(f"bntool.sources.{name}").SOURCE
+        if source.reads(ref):
+            return source
     raise UsageError(
         "no reader for this kind of file", where=str(ref), next=f"A model is written as {FORMS}."
     )
+
+
+def _check_file(ref: FileRef) -> None:
+    if not ref.path.exists():
+        raise LoadError("there is no such file", where=str(ref), next=f"A model is written as {FORMS}.")
+    if ref.path.suffix == ".py":
+        from bntool.sources.python_ref import names_in
+
+        example = f"{ref.path}:{next(iter(names_in(ref.path)), 'factory')}"
+        raise UsageError(
+            "it does not say which function makes the model", where=str(ref), next=f"Write {example}."
+        )
+    if ref.path.suffix == ".safetensors":
+        advice = f"Name the factory, and pass --weights {ref}."
+        raise UsageError(
+            "it holds weights and a plan, but not the code of a model", where=str(ref), next=advice
+        )
+
+
+def _load_weights(loaded: Loaded, path: Path) -> None:
+    from bntool.sources.weights import load_into
+
+    if not loaded.is_module:
+        raise UsageError("--weights goes with a model made by Python", where=loaded.ref, next="Leave it out.")
+    load_into(loaded.model, path)

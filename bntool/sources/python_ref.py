@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from bntool.errors import LoadError
+from bntool.sources import origin
+from bntool.sources.base import Loaded, Source
+from bntool.sources.importing import DEBUG, import_place, said, surroundings
 from bntool.sources.refs import PythonRef
+
+
+def open_python(ref: PythonRef, trust: bool) -> Loaded:
+    """Raises: LoadError. Code that the user names is trusted by being named."""
+    model, module = make(ref)
+    origin.note(model, ref, module)
+    return Loaded(str(ref), "python", model, example_inputs(module, ref))
 
 
 def make(ref: PythonRef) -> tuple[Any, ModuleType]:
@@ -25,59 +30,6 @@ def make(ref: PythonRef) -> tuple[Any, ModuleType]:
     """
     module = import_place(ref)
     return call(find(module, ref), ref), module
-
-
-def import_place(ref: PythonRef) -> ModuleType:
-    if ref.is_file:
-        return import_file(Path(ref.place))
-    try:
-        with on_path(Path.cwd(), last=True):
-            return importlib.import_module(ref.place)
-    except ModuleNotFoundError as problem:
-        missing = problem.name or ref.place
-        what = f"there is no module {missing!r}" + ("" if missing == ref.place else " (imported by it)")
-        raise LoadError(what, where=str(ref), next="Check the name, or install the package.") from problem
-    except Exception as problem:
-        raise LoadError(f"importing it raised {said(problem)}", where=ref.place, next=DEBUG) from problem
-
-
-DEBUG = "Run it by itself in Python, or add --debug for the traceback."
-
-
-def import_file(path: Path) -> ModuleType:
-    """Import a file by its path, as `python file.py` would: its folder is importable meanwhile."""
-    path = path.resolve()
-    if not path.is_file():
-        raise LoadError("there is no such file", where=str(path), next="Check the path.")
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        with on_path(path.parent):
-            spec.loader.exec_module(module)
-    except BaseException as problem:
-        del sys.modules[name]
-        if not isinstance(problem, Exception):
-            raise
-        raise LoadError(f"importing it raised {said(problem)}", where=str(path), next=DEBUG) from problem
-    return module
-
-
-@contextmanager
-def on_path(folder: Path, *, last: bool = False) -> Iterator[None]:
-    """Make `folder` importable for a moment; `last` so that nothing in it hides an installed package."""
-    entry = str(folder)
-    sys.path.insert(len(sys.path) if last else 0, entry)
-    try:
-        yield
-    finally:
-        if entry in sys.path:
-            sys.path.remove(entry)
 
 
 def find(module: ModuleType, ref: PythonRef) -> Any:
@@ -115,7 +67,7 @@ def call(factory: Callable[..., Any], ref: PythonRef) -> Any:
             f"{ref.factory} is a {type(factory).__name__}, not a function or class", where=ref.place
         )
     try:
-        with on_path(Path(ref.place).resolve().parent if ref.is_file else Path.cwd(), last=not ref.is_file):
+        with surroundings(ref):
             model = factory(**ref.kwargs)
     except Exception as problem:
         takes = f"It takes {signature(factory)}." if isinstance(problem, TypeError) else DEBUG
@@ -131,12 +83,6 @@ def signature(factory: Callable[..., Any]) -> str:
         return str(inspect.signature(factory))
     except (TypeError, ValueError):
         return "other arguments"
-
-
-def said(problem: BaseException) -> str:
-    """An exception on one line."""
-    text = " ".join(str(problem).split())
-    return f"{type(problem).__name__}: {text[:300]}" if text else type(problem).__name__
 
 
 def example_inputs(module: ModuleType, ref: PythonRef) -> Callable[[], Any] | None:
@@ -155,3 +101,6 @@ def example_inputs(module: ModuleType, ref: PythonRef) -> Callable[[], Any] | No
             raise LoadError(what, where=ref.place, next="Fix it, or pass --input.") from problem
 
     return inputs
+
+
+SOURCE = Source("python", lambda ref: isinstance(ref, PythonRef), open_python)

@@ -1,0 +1,48 @@
+"""Outputs appear whole or not at all: written beside the target, then renamed over it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bntool.errors import UsageError
+
+
+def check_target(path: Path, *, force: bool = False) -> None:
+    """Raises: UsageError when `path` exists and `force` is not given, or its folder does not exist."""
+    if not path.parent.is_dir():
+        raise UsageError("there is no such folder", where=str(path.parent), next="Make it first.")
+    if path.exists() and not force:
+        raise UsageError("it exists already", where=str(path), next="Pass --force to replace it.")
+
+
+@contextmanager
+def beside(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A path to write to that becomes `path` when the block ends without an exception.
+
+    It has the same name, so that what is written can refer to it, and lies in a folder of its own beside the
+    target; whatever else is written into that folder moves along.
+    """
+    check_target(path, force=force)
+    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield room / path.name
+        others = [file for file in room.iterdir() if file.name != path.name]
+        for file in [*others, room / path.name]:
+            _move(file, path.parent / file.name)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _move(new: Path, target: Path) -> None:
+    """Rename; what was at the target, if that is a folder, makes way first."""
+    if not target.is_dir():
+        os.replace(new, target)
+        return
+    aside = new.parent / f".old-{target.name}"
+    os.rename(target, aside)
+    os.rename(new, target)
