@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from bntool.errors import BntoolError as BntoolError
     from bntool.export import export as export
     from bntool.sources import load as load
+    from bntool.sources.saving import save as save
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {
     "load": "bntool.sources",
+    "save": "bntool.sources.saving",
     "apply_plan": "bntool.edits",
     "BntoolError": "bntool.errors",
     "export": "bntool.export",
