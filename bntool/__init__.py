@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bntool.export import export as export
     from bntool.sources import load as load
     from bntool.sources.saving import save as save
+    from bntool.verify import verify as verify
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "bntool.sources",
     "save": "bntool.sources.saving",
+    "verify": "bntool.verify",
     "apply_plan": "bntool.edits",
     "BntoolError": "bntool.errors",
     "export": "bntool.export",

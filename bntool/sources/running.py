@@ -1,0 +1,157 @@
+"""Call a model of any kind the same way: a module, an exported program, an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bntool.errors import RunError, UsageError
+from bntool.sources.importing import said
+from bntool.sources.inputs import as_call
+from bntool.sources.outputs import as_array, named_arrays
+from bntool.sources.saving import kind_of
+
+Outputs = list[tuple[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model that can be called with example inputs of either kind, torch or NumPy.
+
+    `eps` is the rounding step of the coarsest float it computes with; `depth` the number of layers that sum.
+    """
+
+    kind: str
+    call: Callable[[Any], Outputs]
+    eps: float
+    depth: int
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """Raises: RunError when the model raises."""
+        try:
+            return self.call(inputs)
+        except (RunError, UsageError):
+            raise
+        except Exception as problem:
+            advice = "Do the example inputs have the shapes and types it expects?"
+            raise RunError(f"the model raised {said(problem)}", next=advice) from problem
+
+
+def runnable(model: Any) -> Runnable:
+    """Raises: UsageError for what is no model."""
+    kind = kind_of(model)
+    return {"module": _module, "program": _program, "onnx": _onnx}[kind](model)
+
+
+def _module(model: Any) -> Runnable:
+    import torch
+
+    def call(inputs: Any) -> Outputs:
+        args, kwargs = as_call(to_torch(inputs))
+        with eval_mode(model), torch.no_grad():
+            return list(named_arrays(model(*args, **kwargs)))
+
+    tensors = [*model.parameters(), *model.buffers()]
+    return Runnable("module", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))
+
+
+def _program(program: Any) -> Runnable:
+    import torch
+
+    module = program.module()
+
+    def call(inputs: Any) -> Outputs:
+        args, kwargs = as_call(to_torch(inputs))
+        with torch.no_grad():
+            return list(named_arrays(module(*args, **kwargs)))
+
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
+    return Runnable("program", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))
+
+
+def torch_eps(tensors: Any) -> float:
+    import torch
+
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32}
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+@contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Every module in eval mode for a moment, then each as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _onnx(model: Any) -> Runnable:
+    from bntool.sources import onnx_run
+
+    serialised, names, eps, depth = _onnx_facts(model)
+    session = onnx_run.session(serialised)
+
+    def call(inputs: Any) -> Outputs:
+        found = onnx_run.run(session, feeds(inputs, names))
+        return list(zip(onnx_run.output_names(session), found, strict=True))
+
+    return Runnable("onnx", call, eps, depth)
+
+
+def _onnx_facts(model: Any) -> tuple[bytes, list[str], float, int]:
+    """Its bytes, the names of its inputs, the rounding step of its weights, and how many nodes sum."""
+    import onnx_ir
+
+    if not isinstance(model, onnx_ir.Model):
+        model = onnx_ir.from_proto(model)
+    proto = onnx_ir.to_proto(model)
+    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
+    depth = sum(node.op_type in kinds for node in model.graph)
+    values = model.graph.initializers.values()
+    dtypes = {v.dtype for v in (*values, *model.graph.inputs) if v.dtype is not None}
+    eps = [np.finfo(d.numpy()).eps for d in dtypes if d.numpy().kind == "f"]
+    names = [str(v.name) for v in model.graph.inputs if v.name not in model.graph.initializers]
+    return proto.SerializeToString(), names, float(max(eps, default=np.finfo(np.float32).eps)), depth
+
+
+def feeds(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
+    """Arrays by the graph's input names: by name where they agree, else in order.
+
+    Raises: UsageError when there are not as many inputs as the graph asks for.
+    """
+    args, kwargs = as_call(inputs)
+    if kwargs and set(kwargs) == set(names):
+        return {name: to_numpy(kwargs[name]) for name in names}
+    flat = [array for _, array in named_arrays([*args, *kwargs.values()])]
+    if len(flat) != len(names):
+        what = f"{len(flat)} inputs were given, and the graph takes {len(names)}: {', '.join(names)}"
+        raise UsageError(what, next="Give one --input for each.")
+    return dict(zip(names, flat, strict=True))
+
+
+def to_numpy(value: Any) -> NDArray[Any]:
+    return as_array(value) if hasattr(value, "detach") else np.asarray(value)
+
+
+def to_torch(value: Any) -> Any:
+    """The same structure with every array as a tensor: copies, as a model may write into its input."""
+    import torch
+
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: to_torch(part) for key, part in value.items()}
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)(to_torch(part) for part in value)
+    return value
