@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("errors", "progress", "result"),
+    ("errors", "progress", "config", "result"),
     ("algebra",),
     ("graphs",),
     ("search", "plan", "branches"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +37,16 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance", help="Largest error allowed, relative to the largest output (default: from the dtype)."
+    ),
+]
+Form = Annotated[
+    Literal["module", "graph"],
+    typer.Option("--form", help="module: your own class; graph: a torch.fx graph, which can express more."),
+]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="GLOB", help="Only layers named so. Repeatable.")
 ]
@@ -77,3 +89,10 @@ def open_model(
     loaded = open_model(ref, inputs=inputs, weights=weights, trust=trust)
     screen.detail(f"loaded {ref} ({loaded.kind})")
     return loaded
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards, for what a dry run has to write in order to check it."""
+    with tempfile.TemporaryDirectory(prefix="bntool-") as folder:
+        yield Path(folder)
