@@ -1,4 +1,4 @@
-"""Where an option comes from without its flag: the environment, then the project's settings, then the default.
+"""Where an option comes from without its flag: the environment, the project's settings, then the default.
 
 The environment names an option BNTOOL_FOLD_FORM, or BNTOOL_FORM for every command that has it; settings say
 `form = "graph"` under [tool.bntool.fold] or [tool.bntool].
