@@ -21,6 +21,9 @@ test: $(STAMP)
 zoo: $(STAMP)
 	@$(BIN)/python -m tests.zoo $(ARGS)
 
+peers: $(STAMP)
+	@$(BIN)/python -m tests.zoo.peers $(ARGS)
+
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(or $(N),3000) $(or $(SEED),0)
 

@@ -1,0 +1,283 @@
+"""Parallel and chained linear ops -> one: which parts of a graph are a single convolution in disguise.
+
+A value is a *form* of an earlier one when only linear ops that nobody else reads lie between: `value =
+kernel(base)`. Sums of forms of one base add up, forms of forms compose. What costs fewer multiplications as
+one kernel, and is exact, becomes a `Merge`. Pure: changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from bntool.algebra.affine import Array, Blocked, ChannelAffine
+from bntool.algebra.kernels import Kernel, average, identity, negated, plus, scaled, then
+from bntool.algebra.norms import norm_map
+from bntool.graphs.base import Graph, Node
+
+#: ops with a weight; a merge has to save one of them, or add one up with something else
+WEIGHTED = ("conv", "linear")
+SUMS = ("add", "sub")
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """`value = kernel(base)`; `inside` are the nodes between, the value's own included."""
+
+    base: Node
+    kernel: Kernel
+    inside: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """The value of `at` can be computed as `kernel(base)`, and the nodes `inside` are no longer needed.
+
+    `last`: the kernel acts on the last dimension (a linear layer) and not on dimension 1 (a convolution).
+    Units: `macs_saved` counts multiplications with the sizes the graph knows.
+    """
+
+    at: Node
+    base: Node
+    kernel: Kernel
+    inside: tuple[Node, ...]
+    last: bool
+    macs_saved: int
+
+    @property
+    def weighted(self) -> list[Node]:
+        return [n for n in self.inside if n.kind in WEIGHTED]
+
+
+def find_merges(graph: Graph) -> list[Merge]:
+    """Disjoint merges, the largest first found from the outputs backwards."""
+    merges: list[Merge] = []
+    taken: set[int] = set()
+    finders = [_Finder(graph, last=False), _Finder(graph, last=True)]
+    for node in reversed(graph.nodes):
+        best = None if id(node) in taken else _best(finders, node)
+        if best is not None and not any(id(n) in taken for n in best.inside):
+            merges.append(best)
+            taken.update(id(n) for n in best.inside)
+    return merges
+
+
+def _best(finders: list[_Finder], node: Node) -> Merge | None:
+    found = [merge for finder in finders for merge in finder.merges(node)]
+    return max(found, key=lambda m: m.macs_saved, default=None)
+
+
+class _Finder:
+    """Forms of values, on channels in dimension 1 or, with `last`, in the last one."""
+
+    def __init__(self, graph: Graph, *, last: bool) -> None:
+        self.graph, self.last = graph, last
+        self.bases: dict[int, frozenset[int]] = {}
+        self.calls: dict[object, int] = {}
+        for node in graph.nodes:
+            if node.owner is not None:
+                self.calls[node.owner] = self.calls.get(node.owner, 0) + 1
+
+    def merges(self, node: Node) -> Iterator[Merge]:
+        if node.watched or node.pinned or not self._promising(node):
+            return
+        for form in self.forms(node):
+            saved = self._cost(form.inside) - form.kernel.macs * self._positions(node)
+            if saved > 0 and self._merges_something(form) and self._readable(form.base, node):
+                yield Merge(node, form.base, form.kernel, form.inside, self.last, saved)
+
+    def _promising(self, node: Node) -> bool:
+        """Whether any form of the node could be a merge; asked first because it touches no weights."""
+        region = list(self._region(node))
+        weighted = sum(n.kind in WEIGHTED for n in region)
+        return weighted > 1 or (weighted == 1 and any(n.kind in SUMS for n in region))
+
+    def _region(self, node: Node) -> Iterator[Node]:
+        """All linear ops that end in the node and that nobody else reads."""
+        if self._size(node) is not None and (node.kind in SUMS or self._is_linear(node)):
+            yield node
+            for operand in filter(_swallowable, node.inputs):
+                yield from self._region(operand)
+
+    def _readable(self, base: Node, at: Node) -> bool:
+        """Whether the base is still what it was when the merged op reads it, and of the same type."""
+        return not base.changed_by and self.graph.dtype(base) == self.graph.dtype(at)
+
+    def _merges_something(self, form: Form) -> bool:
+        """More than a layer and its norm, which folding does in place."""
+        weighted = sum(n.kind in WEIGHTED for n in form.inside)
+        sums = sum(n.kind in SUMS and not _constant_operand(n) for n in form.inside)
+        return weighted > 1 or (weighted == 1 and sums > 0)
+
+    def forms(self, node: Node) -> list[Form]:
+        """Every form of the value, the trivial one first."""
+        channels = self._size(node)
+        if channels is None:
+            return []
+        trivial = Form(node, identity(channels, self._rank(node)))
+        return [trivial, *(self._sums(node) if node.kind in SUMS else self._chains(node))]
+
+    def _chains(self, node: Node) -> Iterator[Form]:
+        if not self._is_linear(node):
+            return
+        own = self._own(node)
+        if own is None:
+            return
+        for form in self._inner(node.inputs[0]):
+            kernel = scaled(form.kernel, own) if isinstance(own, ChannelAffine) else _after(form, own)
+            if isinstance(kernel, Kernel):
+                yield Form(form.base, kernel, (*form.inside, node))
+
+    def _sums(self, node: Node) -> Iterator[Form]:
+        a, b = node.inputs if len(node.inputs) == 2 else (node.inputs[0], node.inputs[0])
+        if len(node.inputs) != 2 or not self._bases(a) & self._bases(b):
+            return
+        for left in self._inner(a):
+            for right in self._inner(b):
+                if left.base is right.base:
+                    kernel = plus(left.kernel, negated(right.kernel) if node.kind == "sub" else right.kernel)
+                    if isinstance(kernel, Kernel):
+                        yield Form(left.base, kernel, (*left.inside, *right.inside, node))
+
+    def _inner(self, value: Node) -> list[Form]:
+        """Forms of an operand; only the trivial one if others read it too."""
+        forms = self.forms(value)
+        return forms if _swallowable(value) else forms[:1]
+
+    def _bases(self, value: Node) -> frozenset[int]:
+        """What the operand could be a form of, found without touching weights."""
+        if id(value) not in self.bases:
+            found = {id(value)}
+            if _swallowable(value) and (value.kind in SUMS or self._is_linear(value)):
+                found |= {base for operand in value.inputs for base in self._bases(operand)}
+            self.bases[id(value)] = frozenset(found)
+        return self.bases[id(value)]
+
+    def _is_linear(self, node: Node) -> bool:
+        """Whether the node, called once and left alone by hooks, may be a linear op on its first input."""
+        return node.kind in _OWN and bool(node.inputs) and self.calls.get(node.owner, 1) == 1
+
+    def _own(self, node: Node) -> Kernel | ChannelAffine | None:
+        """The node as a kernel, or as a map behind its input, or None if it is neither."""
+        own = _OWN[node.kind](self, node)
+        if isinstance(own, ChannelAffine) and own.shape != (self._size(node),):
+            return None
+        if isinstance(own, Kernel) and own.rank != self._rank(node):
+            return None
+        return own
+
+    def _size(self, node: Node) -> int | None:
+        """How many channels the value has."""
+        shape = self.graph.shape(node)
+        if shape is None or len(shape) < 2:
+            return None
+        return shape[-1] if self.last else shape[1]
+
+    def _rank(self, node: Node) -> int:
+        return 0 if self.last else len(self.graph.shape(node) or ()) - 2
+
+    def _elements(self, node: Node) -> int:
+        return prod(self.graph.shape(node) or ())
+
+    def _positions(self, node: Node) -> int:
+        return self._elements(node) // (self._size(node) or 1)
+
+    def _cost(self, nodes: tuple[Node, ...]) -> int:
+        return sum(self._cost_of(node) for node in nodes)
+
+    def _cost_of(self, node: Node) -> int:
+        if node.kind == "identity":
+            return 0
+        if node.kind == "avg_pool":
+            return self._elements(node) * int(prod(node.attrs["kernel_size"]))
+        own = self._own(node) if node.kind in WEIGHTED else None
+        return own.macs * self._positions(node) if isinstance(own, Kernel) else self._elements(node)
+
+    def conv(self, node: Node) -> Kernel | None:
+        a = node.attrs
+        if self.last or not a.keys() >= {"stride", "padding", "dilation"}:
+            return None
+        weight = node.params["weight"].fetch()
+        return Kernel(weight, _bias(node, len(weight)), a["groups"], a["stride"], a["padding"], a["dilation"])
+
+    def linear(self, node: Node) -> Kernel | None:
+        if not self.last:
+            return None
+        weight = node.params["weight"].fetch()
+        weight = weight.T if node.attrs.get("transposed") else weight
+        return Kernel(weight, _bias(node, len(weight)))
+
+    def pool(self, node: Node) -> Kernel | None:
+        a, channels = node.attrs, self._size(node)
+        known = a.keys() >= {"kernel_size", "stride", "padding"} and not a.get("ceil_mode")
+        if self.last or channels is None or not known or (any(a["padding"]) and not a["counts_padding"]):
+            return None
+        return average(channels, a["kernel_size"], a["stride"], a["padding"])
+
+    def norm(self, node: Node) -> ChannelAffine | None:
+        if node.attrs.get("training") or (self.last and len(self.graph.shape(node) or ()) != 2):
+            return None
+        mean, var, weight, bias = (_array(node, name) for name in ("mean", "var", "weight", "bias"))
+        m = norm_map(mean, var, weight, bias, node.attrs["eps"])
+        return None if isinstance(m, Blocked) else m
+
+    def scalar(self, node: Node) -> ChannelAffine | None:
+        channels = self._size(node) or 0
+        return ChannelAffine(
+            np.full(channels, float(node.attrs["a"])), np.full(channels, float(node.attrs["b"]))
+        )
+
+    def scale(self, node: Node) -> ChannelAffine | None:
+        """A product with a parameter that has one number a channel."""
+        channels, parameter = self._size(node) or 0, _constant_operand(node)
+        if parameter is None:
+            return None
+        value = parameter.params["value"].fetch()
+        rank = len(self.graph.shape(node) or ())
+        shape = (1,) * (rank - value.ndim) + value.shape
+        axis = rank - 1 if self.last else 1
+        if any(size != 1 for d, size in enumerate(shape) if d != axis):
+            return None
+        return ChannelAffine(np.broadcast_to(value.reshape(-1), (channels,)).copy(), np.zeros(channels))
+
+    def nothing(self, node: Node) -> ChannelAffine:
+        return ChannelAffine.identity(self._size(node) or 0)
+
+
+_OWN = {
+    "conv": _Finder.conv,
+    "linear": _Finder.linear,
+    "avg_pool": _Finder.pool,
+    "batch_norm": _Finder.norm,
+    "scalar": _Finder.scalar,
+    "mul": _Finder.scale,
+    "identity": _Finder.nothing,
+}
+
+
+def _after(form: Form, own: Kernel) -> Kernel | Blocked:
+    """`own` behind the form; behind the trivial form it is itself."""
+    return own if not form.inside else then(form.kernel, own)
+
+
+def _constant_operand(node: Node) -> Node | None:
+    """The parameter of a product of a value and a parameter."""
+    found = [n for n in node.inputs[1:] if n.kind == "parameter"]
+    return found[0] if len(node.inputs) == 2 and found else None
+
+
+def _swallowable(value: Node) -> bool:
+    """Whether nobody would miss the value: one reader, no hook, no in-place change."""
+    return len(value.users) == 1 and not (value.watched or value.changed_by or value.pinned)
+
+
+def _array(node: Node, name: str) -> Array | None:
+    return node.params[name].fetch() if name in node.params else None
+
+
+def _bias(node: Node, channels: int) -> Array:
+    bias = _array(node, "bias")
+    return np.zeros(channels) if bias is None else bias
