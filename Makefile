@@ -3,20 +3,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 ARGS ?=
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check zoo fuzz bench clean setup
 
 setup: $(STAMP)
 
+# torch first, so that its build is the pinned one; the networks that tests fold need it and nothing else of their own
 $(STAMP): pyproject.toml constraints.txt
-	@echo "setting up .venv (once)"
+	@$(PYTHON) -c 'import sys; sys.exit("bntool needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	@echo "setting up .venv (once; a few minutes)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch numpy
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,study]'
+	@$(PIP) torch numpy
+	@$(PIP) -e '.[test,study]'
+	@$(PIP) --no-deps torchvision timm
 	@touch $@
 
+demo: $(STAMP)
+	@$(BIN)/bntool demo $(ARGS)
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 zoo: $(STAMP)
 	@$(BIN)/python -m tests.zoo $(ARGS)
