@@ -1,0 +1,133 @@
+"""Values of an ONNX graph that do not depend on its inputs: initialisers and what is computed from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from bntool.graphs.onnx_numpy import EVALUATED, Args
+from bntool.graphs.onnx_shapes import Types
+from bntool.graphs.onnx_tensors import Store, numpy_dtype
+
+#: a value of more elements is computed when asked for, each time, and not kept
+EAGER = 1 << 16
+
+
+@dataclass(frozen=True)
+class Const:
+    """A constant: its values are fetched when asked for. `source` is the same for one tensor read twice."""
+
+    source: str
+    shape: tuple[int, ...]
+    data_type: int
+    fetch: Callable[[], NDArray[Any]]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def initialisers(graph: GraphProto, store: Store, scope: str, overridable: set[str]) -> dict[str, Const]:
+    """The graph's initialisers, but for those that a caller may override."""
+    found = (t for t in graph.initializer if t.name not in overridable)
+    return {t.name: _stored(t, store, scope) for t in found}
+
+
+def _stored(tensor: TensorProto, store: Store, scope: str) -> Const:
+    return Const(scope + tensor.name, tuple(tensor.dims), tensor.data_type, lambda: store.array(tensor))
+
+
+def overridable_inputs(model: ModelProto) -> set[str]:
+    """Initialisers that are inputs too: from IR version 4 on, the caller may pass other values for them."""
+    return {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
+
+
+def evaluate(node: NodeProto, known: dict[str, Const], types: Types, scope: str) -> dict[str, Const] | None:
+    """The node's outputs where they are constants, else None."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "CastLike":
+        node = _as_cast(node, known, types)
+    compute = EVALUATED.get(node.op_type)
+    consts = [known.get(name) if name else None for name in node.input]
+    if compute is None or any(c is None and name for c, name in zip(consts, node.input, strict=True)):
+        return None
+    present = [c for c in consts if c is not None]
+    if node.op_type == "Shape":
+        return _shape_of(node, present[0], scope)
+    attrs, shapes = attributes(node), [types.of(name).shape for name in node.output]
+
+    def run() -> list[NDArray[Any]]:
+        inputs = [None if c is None else c.fetch() for c in consts]
+        return compute(Args(inputs, attrs, len(node.output), shapes))
+
+    return _lazy(node, run, types, scope) if _big(present, shapes) else _eager(node, run, scope)
+
+
+def _as_cast(node: NodeProto, known: dict[str, Const], types: Types) -> NodeProto:
+    """CastLike reads only the element type of its second input, which need not be constant."""
+    like = known[node.input[1]].data_type if node.input[1] in known else types.of(node.input[1]).elem_type
+    if not like:
+        return node
+    return helper.make_node("Cast", [node.input[0]], list(node.output), to=like)
+
+
+def _shape_of(node: NodeProto, const: Const, scope: str) -> dict[str, Const]:
+    attrs = attributes(node)
+    sizes = np.array(const.shape[slice(attrs.get("start", 0), attrs.get("end"))], np.int64)
+    return {node.output[0]: _kept(scope + node.output[0], sizes)}
+
+
+def _big(inputs: Iterable[Const], shapes: Iterable[tuple[int, ...] | None]) -> bool:
+    sizes = [c.size for c in inputs] + [int(np.prod(s, dtype=np.int64)) for s in shapes if s is not None]
+    return max(sizes, default=0) > EAGER
+
+
+def _eager(node: NodeProto, run: Callable[[], list[NDArray[Any]]], scope: str) -> dict[str, Const] | None:
+    try:
+        values = run()
+    except (ValueError, KeyError, IndexError, TypeError, AssertionError):
+        return None  # written in a way this evaluator does not read: then it is no constant to us
+    return {name: _kept(scope + name, v) for name, v in zip(node.output, values, strict=False) if name}
+
+
+def _kept(source: str, value: NDArray[Any]) -> Const:
+    return Const(source, value.shape, int(helper.np_dtype_to_tensor_dtype(value.dtype)), lambda: value)
+
+
+def _lazy(
+    node: NodeProto, run: Callable[[], list[NDArray[Any]]], types: Types, scope: str
+) -> dict[str, Const] | None:
+    result = {}
+    for port, name in enumerate(node.output):
+        typed = types.of(name)
+        if typed.shape is None or not typed.elem_type:
+            return None
+        result[name] = Const(scope + name, typed.shape, typed.elem_type, lambda port=port: run()[port])
+    return result
+
+
+def is_float(const: Const) -> bool:
+    return const.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def as_float64(const: Const) -> NDArray[np.float64]:
+    return const.fetch().astype(np.float64)
+
+
+def values(const: Const | None) -> list[Any] | None:
+    """A small constant as a list; None stays None."""
+    return None if const is None else np.atleast_1d(const.fetch()).tolist()
+
+
+def name_of(data_type: int) -> str:
+    return str(numpy_dtype(data_type).name)

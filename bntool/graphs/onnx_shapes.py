@@ -1,0 +1,114 @@
+"""Sizes and element types of every value, with one concrete size for every dimension that the model leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
+#: the size a dynamic dimension stands for: the first dimension (a batch), images, and anything else
+BATCH, SPATIAL, LENGTH = 2, 96, 16
+
+Sizes = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What is known of a value. `elem_type` is ONNX's number, 0 when unknown."""
+
+    shape: Sizes = None
+    elem_type: int = 0
+
+
+@dataclass
+class Types:
+    """The types of one graph's values, by name; `inner` those of its nodes' subgraphs."""
+
+    values: dict[str, Typed] = field(default_factory=dict)
+    graph: GraphProto | None = None
+
+    def of(self, name: str) -> Typed:
+        return self.values.get(name, Typed())
+
+
+def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[str, int]:
+    """Every symbolic dimension of the inputs -> the size it stands for; `given` input shapes come first."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        shape = list(given.get(value.name, ()))
+        for place, dim in enumerate(dims):
+            known = shape[place] if place < len(shape) else None
+            if dim.dim_param:
+                sizes.setdefault(dim.dim_param, known or _stand_in(place, len(dims)))
+    return sizes
+
+
+def _stand_in(place: int, rank: int) -> int:
+    if place == 0:
+        return BATCH
+    return SPATIAL if rank == 4 and place >= 2 else LENGTH
+
+
+def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A concrete shape for a graph input."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(
+        dim.dim_value
+        if dim.HasField("dim_value")
+        else sizes.get(dim.dim_param, _stand_in(place, len(dims)))
+        for place, dim in enumerate(dims)
+    )
+
+
+def infer(model: ModelProto, given: Mapping[str, Iterable[int]] | None = None) -> ModelProto:
+    """A copy of the model whose values have concrete shapes wherever inference finds them; weights are not read."""
+    sizes = open_sizes(model, given or {})
+    bound = ModelProto()
+    bound.CopyFrom(model)
+    for value in bound.graph.input:
+        if value.type.tensor_type.HasField("shape"):
+            _set_shape(value, input_shape(value, sizes))
+    kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
+    del bound.graph.value_info[:]
+    for value in bound.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
+    except Exception:  # inference is a help, never a condition: unknown sizes only block a fold
+        inferred = bound
+    known = {v.name for v in inferred.graph.value_info if _complete(v)}
+    inferred.graph.value_info.extend(v for v in kept if v.name not in known)
+    return inferred
+
+
+def _set_shape(value: ValueInfoProto, shape: tuple[int, ...]) -> None:
+    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+
+
+def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
+    """Put concrete sizes in; False where one is not known."""
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.dim_param in sizes:
+            dim.dim_value = sizes[dim.dim_param]
+    return _complete(value)
+
+
+def _complete(value: ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+
+
+def types_of(graph: GraphProto) -> Types:
+    """The types of a graph's own values after `infer`."""
+    types = Types(graph=graph)
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim) if _complete(value) else None
+        types.values[value.name] = Typed(shape, tensor.elem_type)
+    for tensor in graph.initializer:
+        types.values[tensor.name] = Typed(tuple(tensor.dims), tensor.data_type)
+    return types
