@@ -117,7 +117,12 @@ def _lazy(
 
 
 def is_float(const: Const) -> bool:
-    return const.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return const.data_type in (
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+    )
 
 
 def as_float64(const: Const) -> NDArray[np.float64]:

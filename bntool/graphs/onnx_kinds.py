@@ -118,8 +118,8 @@ def _trains(op: Op) -> bool:
 def _channel_norm(op: Op) -> Node | str:
     """InstanceNormalization and GroupNormalization (from opset 21): their weight and bias are per channel."""
     shape, weight = op.shape(0), op.const(1)
-    if shape is not None and weight is not None and weight.shape != shape[1:2]:
-        return "its weight is per group"
+    if shape is None or weight is None or weight.shape != shape[1:2]:
+        return "its weight is not known to be per channel"
     return op.with_params(op.node("group_norm", op.value(0)), weight=1, bias=2)
 
 
@@ -257,9 +257,16 @@ def _gather(op: Op) -> Node | str:
 
 def _layout(op: Op) -> Node | str:
     """Data movement: the operator itself, run on whatever array is given."""
+    computed = [port for port in range(1, len(op.proto.input)) if op.given(port) and op.const(port) is None]
+    if computed and (op.proto.op_type not in BY_SHAPE or op.out_shape() is None):
+        return "where it moves values is computed"
     node = op.node("layout", op.value(0))
     node.origin.move = _mover(op, 0)
     return node
+
+
+#: layouts that the shape of their result describes completely
+BY_SHAPE = ("Reshape", "Squeeze", "Unsqueeze", "Expand")
 
 
 def _mover(op: Op, port: int) -> Move:
@@ -360,8 +367,10 @@ KINDS: dict[str, Rule] = {
 }
 
 
-def split(op: Op) -> list[Node]:
+def split(op: Op) -> list[Node] | str:
     """Split has several outputs: one layout node for each."""
+    if op.given(1) and op.const(1) is None:
+        return "its lengths are computed"
     nodes = []
     for port in range(len(op.proto.output)):
         node = op.node("layout", op.value(0), port=port)

@@ -45,36 +45,38 @@ class Args:
 Op = Callable[[Args], list[Tensor]]
 
 
-def _to_known_shape(args: Args) -> list[Tensor]:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order."""
-    shape = args.out_shapes[0]
-    if shape is None:
-        raise ValueError("the shape of the result is not known")
-    return [args.x.reshape(shape)]
+def _reshaped(otherwise: Callable[[Args], Tensor]) -> Op:
+    """The same elements in the same order: in the shape that inference gave, where it did."""
+
+    def apply(args: Args) -> list[Tensor]:
+        shape = args.out_shapes[0]
+        return [otherwise(args) if shape is None else args.x.reshape(shape)]
+
+    return apply
 
 
-def _reshape(args: Args) -> list[Tensor]:
+def _reshape(args: Args) -> Tensor:
     wanted = args.ints("shape", 1)
-    if wanted is None or args.out_shapes[0] is not None:
-        return _to_known_shape(args)
+    if wanted is None:
+        raise ValueError("the shape of the result is not known")
     if not args.attrs.get("allowzero"):
         wanted = [args.x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
-    return [args.x.reshape(wanted)]
+    return args.x.reshape(wanted)
 
 
-def _flatten(args: Args) -> list[Tensor]:
+def _flatten(args: Args) -> Tensor:
     axis = int(args.attrs.get("axis", 1))
     axis += args.x.ndim if axis < 0 else 0
-    return [args.x.reshape(int(np.prod(args.x.shape[:axis], dtype=np.int64)), -1)]
+    return args.x.reshape(int(np.prod(args.x.shape[:axis], dtype=np.int64)), -1)
 
 
-def _squeeze(args: Args) -> list[Tensor]:
+def _squeeze(args: Args) -> Tensor:
     axes = args.ints("axes", 1)
-    return [np.squeeze(args.x, None if axes is None else tuple(axes))]
+    return np.squeeze(args.x, None if axes is None else tuple(axes))
 
 
-def _unsqueeze(args: Args) -> list[Tensor]:
-    return [np.expand_dims(args.x, tuple(args.ints("axes", 1) or ()))]
+def _unsqueeze(args: Args) -> Tensor:
+    return np.expand_dims(args.x, tuple(args.ints("axes", 1) or ()))
 
 
 def _transpose(args: Args) -> list[Tensor]:
@@ -150,7 +152,12 @@ def _constant(args: Args) -> list[Tensor]:
     (name, value), *_ = args.attrs.items()
     if name == "value":
         return [numpy_helper.to_array(value)]
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    kinds = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
     return [np.array(value, kinds[name])]
 
 
@@ -189,10 +196,10 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 #: op -> its values moved to other places, some left out, some repeated; nothing computed
 LAYOUT: dict[str, Op] = {
-    "Reshape": _reshape,
-    "Flatten": _flatten,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
+    "Reshape": _reshaped(_reshape),
+    "Flatten": _reshaped(_flatten),
+    "Squeeze": _reshaped(_squeeze),
+    "Unsqueeze": _reshaped(_unsqueeze),
     "Transpose": _transpose,
     "Slice": _slice,
     "Split": _split,

@@ -56,9 +56,7 @@ def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, .
     """A concrete shape for a graph input."""
     dims = value.type.tensor_type.shape.dim
     return tuple(
-        dim.dim_value
-        if dim.HasField("dim_value")
-        else sizes.get(dim.dim_param, _stand_in(place, len(dims)))
+        dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, _stand_in(place, len(dims)))
         for place, dim in enumerate(dims)
     )
 

@@ -65,8 +65,12 @@ class Store:
         size = byte_size(tensor)
         length = int(entries.get("length") or size)
         if length != size:
-            raise LoadError(f"{tensor.name} says {length} bytes, its shape needs {size}", where=str(self.path))
-        return Span(self._file(entries.get("location", ""), tensor.name), int(entries.get("offset") or 0), length)
+            raise LoadError(
+                f"{tensor.name} says {length} bytes, its shape needs {size}", where=str(self.path)
+            )
+        return Span(
+            self._file(entries.get("location", ""), tensor.name), int(entries.get("offset") or 0), length
+        )
 
     def _file(self, location: str, name: str) -> Path:
         if self.path is None:
