@@ -158,14 +158,15 @@ class _Planner:
         found = Search(self.graph, transparent, self.barred).run(goals)
         if isinstance(found, Blocked):
             return found
-        return self._agreed(found) or found
+        disagreed = self._agreed(found)
+        return found if disagreed is None else disagreed
 
     def _agreed(self, found: Found) -> Blocked | None:
         """Every call of an owner must take the same map, and nobody else may read what changes."""
         for absorbs in by_owner(found.absorbed).values():
-            refusal = self._one_map(absorbs) or self._nobody_else_reads(absorbs)
-            if refusal is not None:
-                return refusal
+            for refusal in (self._one_map(absorbs), self._nobody_else_reads(absorbs)):
+                if refusal is not None:
+                    return refusal
         return None
 
     def _one_map(self, absorbs: list[Absorb]) -> Blocked | None:

@@ -1,4 +1,4 @@
-"""Values of an ONNX graph that do not depend on its inputs: initialisers and what is computed from them alone."""
+"""Values of an ONNX graph that its inputs do not reach: initialisers and what is computed from them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""An ONNX model as the planner sees it, subgraphs included; no torch, and no weight read that nobody asks for.
+"""An ONNX model as the planner sees it, subgraphs included; no torch, no weight read that nobody asks for.
 
-This works on the protobuf messages themselves: importing onnx_ir brings in sympy, 0.3 s and 36 MB, which is a
-third of what folding a ResNet-50 may cost as a whole process. An `onnx_ir.Model` is taken and given back all the same.
+This works on the protobuf messages themselves: importing onnx_ir brings in sympy, 0.3 s and 36 MB, a third of
+what folding a ResNet-50 may cost as a whole process. An `onnx_ir.Model` is taken and given back all the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INDEX_LIMIT = 1 << 27
 
 @dataclass
 class OnnxGraph:
-    """`Graph` over a ModelProto. The main graph and every subgraph are disjoint parts of one list of nodes."""
+    """`Graph` over a ModelProto: the main graph and every subgraph, disjoint parts of one list."""
 
     model: ModelProto
     store: Store

@@ -116,7 +116,7 @@ def _trains(op: Op) -> bool:
 
 
 def _channel_norm(op: Op) -> Node | str:
-    """InstanceNormalization and GroupNormalization (from opset 21): their weight and bias are per channel."""
+    """InstanceNormalization, GroupNormalization from opset 21 on: weight and bias are per channel."""
     shape, weight = op.shape(0), op.const(1)
     if shape is None or weight is None or weight.shape != shape[1:2]:
         return "its weight is not known to be per channel"

@@ -1,4 +1,4 @@
-"""Sizes and element types of every value, with one concrete size for every dimension that the model leaves open."""
+"""Sizes and element types of all values, with a concrete size for every dimension the model leaves open."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, .
 
 
 def infer(model: ModelProto, given: Mapping[str, Iterable[int]] | None = None) -> ModelProto:
-    """A copy of the model whose values have concrete shapes wherever inference finds them; weights are not read."""
+    """A copy of the model with concrete shapes wherever inference finds them; weights are not read."""
     sizes = open_sizes(model, given or {})
     bound = ModelProto()
     bound.CopyFrom(model)

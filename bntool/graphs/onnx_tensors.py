@@ -37,8 +37,8 @@ class Span:
 class Store:
     """Reads the tensors of one model.
 
-    `path` is the model's file (None for a model in memory); external data lies beside it. `pending` computes the
-    tensors that a fold has made new, by name.
+    `path` is the model's file (None for a model in memory); external data lies beside it. `pending` computes
+    the tensors that a fold has made new, by name.
     """
 
     path: Path | None = None
@@ -60,7 +60,7 @@ class Store:
         return np.frombuffer(raw, numpy_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
     def span(self, tensor: TensorProto) -> Span:
-        """Where the bytes of an external tensor lie. Raises: LoadError for a path outside the model's directory."""
+        """Where the bytes of an external tensor lie. Raises: LoadError, also for a path outside the directory."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         size = byte_size(tensor)
         length = int(entries.get("length") or size)
