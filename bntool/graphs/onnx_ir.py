@@ -33,6 +33,7 @@ class OnnxGraph:
     model: ModelProto
     store: Store
     nodes: list[Node] = field(default_factory=list)
+    _readers: dict[Hashable, Node] = field(default_factory=dict)
 
     def shape(self, node: Node) -> Shape:
         return origin(node).shape
@@ -53,8 +54,10 @@ class OnnxGraph:
             return Blocked(f"where it moves values is not known: {problem}")
 
     def readers(self, key: Hashable) -> Sequence[Node]:
-        """A parameter's key belongs to one input of one node: an edit never writes a tensor that others read."""
-        return [node for node in self.nodes if any(p.key == key for p in node.params.values())]
+        """One node: a key belongs to one input of it, as an edit never writes a tensor that others read."""
+        if not self._readers:
+            self._readers = {p.key: node for node in self.nodes for p in node.params.values()}
+        return [self._readers[key]]
 
 
 def origin(node: Node) -> Origin:

@@ -109,7 +109,7 @@ def _batch_norm(op: Op) -> Node | str:
 
 
 def _trains(op: Op) -> bool:
-    """Opsets 1 and 6 have `is_test` (0 unless given); 7 to 13 only infer; from 14 on there is `training_mode`."""
+    """Opsets 1 and 6 have `is_test` (0 unless given); 7 to 13 only infer; then there is `training_mode`."""
     if op.opset < 7:
         return not op.attrs.get("is_test", 0)
     return bool(op.attrs.get("training_mode", 0))

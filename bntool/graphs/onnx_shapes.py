@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -82,6 +84,32 @@ def infer(model: ModelProto, given: Mapping[str, Iterable[int]] | None = None) -
     return inferred
 
 
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def size_of(dim: str, sizes: Mapping[str, int]) -> int | None:
+    """The value of a symbolic dimension as torch writes them: `batch`, `64*batch`, `(s77//2) + 1`."""
+    try:
+        return _evaluate(ast.parse(dim, mode="eval").body, sizes)
+    except (SyntaxError, KeyError, ZeroDivisionError):
+        return None
+
+
+def _evaluate(node: ast.AST, sizes: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    if isinstance(node, ast.BinOp):
+        return _ARITHMETIC[type(node.op)](_evaluate(node.left, sizes), _evaluate(node.right, sizes))
+    raise KeyError(ast.dump(node))
+
+
 def _set_shape(value: ValueInfoProto, shape: tuple[int, ...]) -> None:
     for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = size
@@ -90,8 +118,9 @@ def _set_shape(value: ValueInfoProto, shape: tuple[int, ...]) -> None:
 def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
     """Put concrete sizes in; False where one is not known."""
     for dim in value.type.tensor_type.shape.dim:
-        if dim.dim_param in sizes:
-            dim.dim_value = sizes[dim.dim_param]
+        size = size_of(dim.dim_param, sizes) if dim.dim_param else None
+        if size is not None:
+            dim.dim_value = size
     return _complete(value)
 
 

@@ -60,7 +60,7 @@ class Store:
         return np.frombuffer(raw, numpy_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
     def span(self, tensor: TensorProto) -> Span:
-        """Where the bytes of an external tensor lie. Raises: LoadError, also for a path outside the directory."""
+        """Where the bytes of an external tensor lie. Raises: LoadError, also for a path elsewhere."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         size = byte_size(tensor)
         length = int(entries.get("length") or size)
