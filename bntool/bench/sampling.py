@@ -4,9 +4,13 @@ returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+#: rounds below which a replicate's median would be little more than one sample
+FEWEST = 8
 
 
 def balanced_orders(rng: np.random.Generator, candidates: int, rounds: int) -> list[list[int]]:
@@ -21,6 +25,23 @@ def balanced_orders(rng: np.random.Generator, candidates: int, rounds: int) -> l
         base = rng.permutation(candidates)
         orders += [[int(c) for c in np.roll(base, -int(shift))] for shift in rng.permutation(candidates)]
     return orders[:rounds]
+
+
+def in_time(
+    orders: Sequence[list[int]],
+    most_s: float,
+    *,
+    fewest: int = FEWEST,
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[tuple[int, list[int]]]:
+    """The rounds with their numbers, until `most_s` seconds are over: whole balanced blocks, `fewest`
+    at least.
+    """
+    end = now() + most_s
+    for number, order in enumerate(orders):
+        if number >= fewest and number % len(order) == 0 and now() > end:
+            return
+        yield number, order
 
 
 def steady(times_s: Sequence[float], window: int = 5, slack: float = 0.03) -> bool:
@@ -52,7 +73,7 @@ def loops_for(single_s: float, least_s: float = 0.5e-3) -> int:
     return max(1, int(np.ceil(least_s / max(single_s, 1e-9))))
 
 
-def rounds_for(budget_s: float, round_s: float, *, fewest: int = 8, most: int = 400) -> int:
+def rounds_for(budget_s: float, round_s: float, *, fewest: int = FEWEST, most: int = 400) -> int:
     """How many rounds of length `round_s` fit into `budget_s`, even (so that two candidates balance) and
     bounded.
     """

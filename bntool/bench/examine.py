@@ -1,0 +1,105 @@
+"""Each candidate alone, in its own fresh process: cold start, peak memory, figures without a clock, outputs.
+
+A candidate that fails here costs only itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bntool.bench.plan import Case, Effort
+from bntool.bench.protocol import Candidate, Conditions, Side
+from bntool.bench.remote import CandidateError, Remote, WorkerDied
+from bntool.bench.runtimes import runtime
+
+#: starts a worker for these candidates (by number) on a side
+Spawn = Callable[[Side, Mapping[int, Candidate], Conditions], Remote]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a candidate is, before any comparison. `failure` is empty unless it could not be run.
+
+    Units: seconds, bytes. `cold` has `load_s`, `first_s` and, if anything was built, `build_s`.
+    """
+
+    candidate: Candidate
+    cold: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    outputs: tuple[NDArray[Any], ...] = ()
+    failure: str = ""
+    failure_code: int | None = None
+
+
+def prepare(case: Case, effort: Effort, spawn: Spawn, folder: Path) -> tuple[Case, list[Examination]]:
+    """Save the inputs that all share, then examine every candidate. The case comes back with both filled
+    in.
+    """
+    case = replace(case, conditions=replace(case.conditions, inputs=_inputs(case, spawn, folder)))
+    seen = []
+    for index, candidate in enumerate(case.candidates):
+        try:
+            seen.append(examine(case, index, effort, spawn, folder))
+        except (CandidateError, WorkerDied) as problem:
+            code = problem.code if isinstance(problem, CandidateError) else None
+            seen.append(Examination(candidate, failure=problem.message, failure_code=code))
+    return replace(case, candidates=tuple(e.candidate for e in seen)), seen
+
+
+def _inputs(case: Case, spawn: Spawn, folder: Path) -> str:
+    if case.conditions.inputs:
+        return case.conditions.inputs
+    path = str(folder / "inputs.pt")
+    worker = spawn(case.side(0), {0: case.candidates[0]}, case.conditions)
+    try:
+        worker.ask("save_inputs", candidate=0, path=path)
+    finally:
+        worker.close()
+    return path
+
+
+def examine(case: Case, index: int, effort: Effort, spawn: Spawn, folder: Path) -> Examination:
+    """Raises: CandidateError, WorkerDied."""
+    candidate, cold = case.candidates[index], {}
+    own = folder / f"candidate{index}"
+    own.mkdir(exist_ok=True)
+    if runtime(candidate.runtime).builds:
+        built = _alone(
+            case, index, candidate, spawn, lambda w: w.ask("build", candidate=index, folder=str(own))
+        )
+        candidate, cold = replace(candidate, artefact=built["artefact"]), {"build_s": built["build_s"]}
+    seen: Examination = _alone(
+        case, index, candidate, spawn, lambda w: look(w, index, candidate, cold, own, effort)
+    )
+    return seen
+
+
+def _alone(case: Case, index: int, candidate: Candidate, spawn: Spawn, use: Callable[[Remote], Any]) -> Any:
+    worker = spawn(case.side(index), {index: candidate}, case.conditions)
+    try:
+        return use(worker)
+    finally:
+        worker.close()
+
+
+def look(
+    worker: Remote, index: int, candidate: Candidate, cold: dict[str, float], own: Path, effort: Effort
+) -> Examination:
+    cold = cold | worker.ask("open", candidate=index)
+    memory = worker.ask("peak", candidate=index)
+    path = own / "outputs.npz"
+    worker.ask("outputs", candidate=index, path=str(path))
+    with np.load(path) as saved:
+        outputs = tuple(saved[str(i)] for i in range(len(saved.files)))
+    facts = worker.ask("facts", candidate=index)
+    profile = worker.ask("profile", candidate=index)["seconds"] if effort.profile else {}
+    return Examination(candidate, cold, memory, facts, profile, worker.ask("versions"), outputs)

@@ -1,0 +1,105 @@
+"""What the runtimes that call a torch module share: the call itself, its mode, threads, clock and profile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from bntool.bench.clock import Clock, clock_for
+from bntool.bench.runtimes.base import arrays_of
+from bntool.bench.source import Source
+from bntool.bench.torch_facts import torch_facts
+
+
+class TorchSession:
+    """A callable module under a case's conditions.
+
+    `plain` is the module that facts are counted on where `module` hides its operators (a compiled package).
+    """
+
+    def __init__(self, source: Source, module: Callable[..., Any], plain: torch.nn.Module | None) -> None:
+        conditions = source.conditions
+        self.module, self.plain = module, plain
+        self.args, self.kwargs = source.call
+        self.threads = int(source.candidate.options.get("threads", conditions.threads))
+        self.device = conditions.device
+        self.clock: Clock = clock_for(conditions.device, flush_l2=conditions.flush_l2)
+        self.run: Callable[[], object] = self.infer
+        if conditions.mode == "train":
+            assert isinstance(module, torch.nn.Module)
+            self.run = training_step(module, self.args, self.kwargs)
+
+    def activate(self) -> None:
+        if self.threads and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+    def infer(self) -> object:
+        with torch.inference_mode():
+            return self.module(*self.args, **self.kwargs)
+
+    def outputs(self) -> list[NDArray[Any]]:
+        with in_eval(self.module), torch.no_grad():
+            return arrays_of(self.module(*self.args, **self.kwargs))
+
+    def facts(self) -> dict[str, Any]:
+        if self.plain is None:
+            return {}
+        plain = self.plain
+        with in_eval(plain):
+            return torch_facts(plain, lambda: plain(*self.args, **self.kwargs))
+
+    def profile(self) -> dict[str, float]:
+        from torch.profiler import ProfilerActivity, profile
+
+        calls = 10
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self.device.startswith("cuda")
+        with profile(activities=activities) as seen:
+            for _ in range(calls):
+                self.run()
+        spent: Counter[str] = Counter()
+        for event in seen.key_averages():
+            spent[event.key.removeprefix("aten::")] += (
+                event.self_cpu_time_total + getattr(event, "self_device_time_total", 0)
+            ) / (1e6 * calls)
+        return dict(spent.most_common())
+
+
+class in_eval:  # reads as a phrase in a with statement
+    """Evaluation mode for a moment; what is not a module has no mode."""
+
+    def __init__(self, module: object) -> None:
+        self.modules = list(module.modules()) if isinstance(module, torch.nn.Module) else []
+
+    def __enter__(self) -> None:
+        self.before = [m.training for m in self.modules]
+        for module in self.modules:
+            module.training = False
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in zip(self.modules, self.before, strict=True):
+            module.training = training
+
+
+def training_step(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[], object]:
+    """Forward, backward and one step of SGD with momentum. The rate is zero: the same work, and no drift."""
+    from torch.utils import _pytree
+
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        results = [t for t in _pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+        loss = sum(t.float().square().mean() for t in results if t.is_floating_point())
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return step

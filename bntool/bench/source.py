@@ -1,0 +1,141 @@
+"""A candidate as a runtime wants it: the model loaded, cast and placed, with the inputs that all share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bntool.bench.protocol import Candidate, Conditions
+from bntool.errors import RunError, UsageError
+from bntool.sources import Loaded, open_model
+from bntool.sources.inputs import as_call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+
+class Source:
+    """One candidate under the conditions of its case. Everything is loaded on first use, from a fixed
+    seed.
+    """
+
+    def __init__(self, candidate: Candidate, conditions: Conditions, root: str = "") -> None:
+        self.candidate, self.conditions, self.root = candidate, conditions, root
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        import torch
+
+        torch.manual_seed(self.conditions.seed)
+        if self.candidate.live:
+            # written a moment ago by the process that started this worker, in a folder of its own
+            module = torch.load(self.candidate.live, weights_only=False)
+            return Loaded(self.candidate.ref, "python", module)
+        with inside(self.root):
+            return open_model(
+                self.candidate.ref,
+                trust=self.candidate.trust,
+                weights=self.candidate.weights,
+                inputs=list(self.conditions.specs) or None,
+            )
+
+    @property
+    def onnx_file(self) -> Path | None:
+        """The file itself where the candidate is an ONNX model: no need to load it to time it."""
+        path = Path(self.root, self.candidate.ref)
+        return path if path.suffix == ".onnx" and path.is_file() else None
+
+    def module(self) -> nn.Module:
+        """The model on the case's device, in its dtype, memory format and mode."""
+        import torch
+
+        if self.onnx_file:
+            advice = f"Write {self.candidate.ref}@onnx."
+            raise UsageError(f"an ONNX file does not run under {self.candidate.runtime}", next=advice)
+        model: Any = self.loaded.model
+        if not isinstance(model, torch.nn.Module):
+            model = model.module()
+        model = model.to(self.conditions.device)
+        if self.conditions.dtype:
+            model = model.to(getattr(torch, self.conditions.dtype))
+        if self.conditions.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model  # type: ignore[no-any-return]
+
+    @cached_property
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs as positional and keyword arguments, on the device, in dtype, batch and memory
+        format.
+        """
+        return as_call(_map(self._raw_inputs(), self._place))
+
+    def _raw_inputs(self) -> Any:
+        import torch
+
+        if self.conditions.inputs:
+            return torch.load(self.conditions.inputs, weights_only=True)
+        torch.manual_seed(self.conditions.seed)
+        with inside(self.root):
+            return _map(self.loaded.example_inputs(), torch.as_tensor)
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        import torch
+
+        if self.conditions.batch is not None:
+            tensor = rebatch(tensor, self.conditions.batch)
+        tensor = tensor.to(self.conditions.device)
+        if self.conditions.dtype and tensor.is_floating_point():
+            tensor = tensor.to(getattr(torch, self.conditions.dtype))
+        if self.conditions.channels_last and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    def save_inputs(self, path: str) -> None:
+        """Write the inputs, before they are cast or placed, for every other candidate to use."""
+        import torch
+
+        torch.save(_map(self._raw_inputs(), lambda t: t.detach().cpu()), path)
+
+    def artefact(self) -> Path:
+        found = self.candidate.artefact
+        if found is None:
+            raise RunError("the model was not built for its runtime", where=self.candidate.name)
+        return Path(found)
+
+
+def rebatch(tensor: Tensor, batch: int) -> Tensor:
+    """The same samples over and over, `batch` of them along dimension 0."""
+    import torch
+
+    if tensor.dim() == 0:
+        return tensor
+    return tensor[torch.arange(batch) % tensor.shape[0]]
+
+
+def _map(value: Any, change: Any) -> Any:
+    """`change` applied to every tensor or array of an input structure."""
+    if isinstance(value, Mapping):
+        return {name: _map(part, change) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map(part, change) for part in value)
+    return change(value) if hasattr(value, "shape") else value
+
+
+@contextmanager
+def inside(folder: str) -> Iterator[None]:
+    """Work in `folder` for a moment: a reference is relative to the side it belongs to."""
+    if not folder:
+        yield
+        return
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
