@@ -27,6 +27,7 @@ _HOME = {
     "save": "bntool.sources.saving",
     "verify": "bntool.verify",
     "apply_plan": "bntool.edits",
+    "bench": "bntool.bench.compare",
     "BntoolError": "bntool.errors",
     "export": "bntool.export",
 }

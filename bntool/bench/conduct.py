@@ -19,7 +19,7 @@ from bntool.bench.protocol import Sample, Side
 from bntool.bench.remote import CandidateError, Remote, WorkerDied
 from bntool.bench.sampling import balanced_orders, in_time, loops_for, rounds_for
 from bntool.bench.sequential import APART, SHARED, Look, Looks, fixed, look_at
-from bntool.bench.statistics import Array, center, log_ratios
+from bntool.bench.statistics import Array, blocks, center, log_ratios
 from bntool.bench.verdict import Verdict, decide
 from bntool.progress import Progress
 
@@ -57,6 +57,7 @@ class Measurement:
     failures: dict[int, str] = field(default_factory=dict)
     looks: dict[int, Look] = field(default_factory=dict)
     plan: Looks = SHARED
+    one_process: bool = False
     stopped: str = ""
 
     @property
@@ -70,6 +71,11 @@ class Measurement:
         ]
 
     def centers(self, candidate: int) -> list[float]:
+        """What the interval is made of: a number per replicate, or per run of rounds where there is one
+        process.
+        """
+        if self.one_process:
+            return [center(b) for p in self.pairs(candidate) for b in blocks(p)]
         return [center(p) for p in self.pairs(candidate)]
 
     def baseline_s(self) -> float:
@@ -77,7 +83,14 @@ class Measurement:
 
 
 def measure(
-    case: Case, effort: Effort, spawn: Spawn, *, failures: Mapping[int, str], family: int, progress: Progress
+    case: Case,
+    effort: Effort,
+    spawn: Spawn,
+    *,
+    failures: Mapping[int, str],
+    family: int,
+    progress: Progress,
+    one_process: bool = False,
 ) -> Measurement:
     """Replicate until every comparison is decided or precise, or the budget is spent, looking only when
     planned.
@@ -86,7 +99,8 @@ def measure(
     stop.
     """
     plan = fixed(effort.replicates) if effort.replicates else APART if case.apart else SHARED
-    found = Measurement(failures=dict(failures), plan=plan)
+    plan = fixed(1) if one_process else plan
+    found = Measurement(failures=dict(failures), plan=plan, one_process=one_process)
     rng = np.random.default_rng(effort.seed)
     for index, count in enumerate(plan.replicates):
         while len(found.replicates) < count and playable(case, found):

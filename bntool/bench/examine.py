@@ -17,6 +17,7 @@ from bntool.bench.plan import Case, Effort
 from bntool.bench.protocol import Candidate, Conditions, Side
 from bntool.bench.remote import CandidateError, Remote, WorkerDied
 from bntool.bench.runtimes import runtime
+from bntool.errors import BntoolError, LoadError, RunError, UsageError
 
 #: starts a worker for these candidates (by number) on a side
 Spawn = Callable[[Side, Mapping[int, Candidate], Conditions], Remote]
@@ -44,7 +45,7 @@ def prepare(case: Case, effort: Effort, spawn: Spawn, folder: Path) -> tuple[Cas
     """Save the inputs that all share, then examine every candidate. The case comes back with both filled
     in.
     """
-    case = replace(case, conditions=replace(case.conditions, inputs=_inputs(case, spawn, folder)))
+    case = replace(case, conditions=with_inputs(case, spawn, folder))
     seen = []
     for index, candidate in enumerate(case.candidates):
         try:
@@ -55,16 +56,25 @@ def prepare(case: Case, effort: Effort, spawn: Spawn, folder: Path) -> tuple[Cas
     return replace(case, candidates=tuple(e.candidate for e in seen)), seen
 
 
-def _inputs(case: Case, spawn: Spawn, folder: Path) -> str:
-    if case.conditions.inputs:
-        return case.conditions.inputs
+def with_inputs(case: Case, spawn: Spawn, folder: Path) -> Conditions:
+    """Save the baseline's inputs where every candidate finds them. Raises: RunError."""
     path = str(folder / "inputs.pt")
     worker = spawn(case.side(0), {0: case.candidates[0]}, case.conditions)
     try:
-        worker.ask("save_inputs", candidate=0, path=path)
+        items = worker.ask("save_inputs", candidate=0, path=path)["items"]
+    except CandidateError as problem:
+        raise failure_of(problem) from None
+    except WorkerDied as death:
+        raise RunError(death.message, where=case.candidates[0].name) from None
     finally:
         worker.close()
-    return path
+    return replace(case.conditions, inputs=path, items=items)
+
+
+def failure_of(problem: CandidateError) -> BntoolError:
+    """A worker's error as this process's own, with the same exit code."""
+    kinds: dict[int | None, type[BntoolError]] = {2: UsageError, 3: LoadError}
+    return kinds.get(problem.code, RunError)(problem.message.removesuffix("."))
 
 
 def examine(case: Case, index: int, effort: Effort, spawn: Spawn, folder: Path) -> Examination:

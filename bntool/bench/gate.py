@@ -27,8 +27,9 @@ ON_INCONCLUSIVE = {"pass": EXIT_OK, "fail": EXIT_FAIL, "exit5": EXIT_INCONCLUSIV
 def time_gate(verdict: Verdict, ratio: Ratio, gate: Gate) -> str:
     """What the clock says about the gate.
 
-    With a minimum speedup s: pass when the whole interval is below 1 and the estimate reaches 1/s, fail when the
-    whole interval is above 1/s, else inconclusive. Without: fail when slower, pass when same or faster.
+    With a minimum speedup s: pass when the whole interval is below 1 and the estimate reaches 1/s, fail
+    when the whole interval is above 1/s, else inconclusive. Without: fail when slower, pass when same or
+    faster.
     """
     if gate.min_speedup is None:
         if verdict is Verdict.SLOWER:
@@ -40,8 +41,12 @@ def time_gate(verdict: Verdict, ratio: Ratio, gate: Gate) -> str:
     return FAIL if ratio.low > target else INCONCLUSIVE
 
 
-def check_budgets(budgets: Budgets, facts: Mapping[str, Any], outputs: OutputError | None) -> tuple[Budget, ...]:
-    """Every budget that was set. A figure that is not known fails its budget: a gate is never off by accident."""
+def check_budgets(
+    budgets: Budgets, facts: Mapping[str, Any], outputs: OutputError | None
+) -> tuple[Budget, ...]:
+    """Every budget that was set. A figure that is not known fails its budget: a gate is never off by
+    accident.
+    """
     checked = [
         _budget(name, getattr(budgets, name), facts.get(fact))
         for name, fact in FACT_OF.items()
@@ -61,8 +66,9 @@ def overall(clock: str, budgets: Iterable[Budget]) -> str:
 
 
 def exit_code(comparisons: Iterable[PairResult], on_inconclusive: str, *, unmeasured: bool = False) -> int:
-    """6 where outputs broke their budget, 1 where another gate failed, 4 where something could not be measured,
-    then what inconclusive is to mean, else 0. Waived failures count as passed."""
+    """6 where outputs broke their budget, 1 where another gate failed, 4 where something could not be
+    measured, then what inconclusive is to mean, else 0. Waived failures count as passed.
+    """
     standing = [c for c in comparisons if not c.waived]
     failed = [c for c in standing if c.gate == FAIL]
     if any(b.name == "max_error" and not b.passed for c in failed for b in c.budgets):

@@ -43,8 +43,12 @@ def memory_bytes() -> int | None:
 IDENTITY = ("cpu", "cores", "system")
 
 
-def fingerprint(machine: Mapping[str, Any], versions: Mapping[str, str], conditions: Mapping[str, Any]) -> str:
+def fingerprint(
+    machine: Mapping[str, Any], versions: Mapping[str, str], conditions: Mapping[str, Any]
+) -> str:
     """A short hash of hardware, library versions and conditions."""
     kept = {name: machine.get(name) for name in IDENTITY}
-    text = json.dumps([kept, dict(sorted(versions.items())), dict(sorted(conditions.items()))], sort_keys=True)
+    text = json.dumps(
+        [kept, dict(sorted(versions.items())), dict(sorted(conditions.items()))], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,13 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-NORMS = {
-    "BatchNormalization": "batch_norm",
-    "InstanceNormalization": "instance_norm",
-    "LayerNormalization": "layer_norm",
-    "GroupNormalization": "group_norm",
-    "RMSNormalization": "rms_norm",
-}
+from bntool.bench.norm_names import norm_of
+
 Shapes = dict[str, tuple[int, ...] | None]
 
 
@@ -25,13 +20,14 @@ def onnx_facts(path: Path) -> dict[str, Any]:
 
     model = onnx.load(path, load_external_data=False)
     held = {t.name: t for t in model.graph.initializer}
-    norms = Counter(NORMS[n.op_type] for n in model.graph.node if n.op_type in NORMS)
+    norms = Counter(filter(None, (norm_of(n.op_type) for n in model.graph.node)))
     files = [path, *path.parent.glob(path.name + ".data"), *path.parent.glob(path.name + "_data")]
     return {
         "params": sum(prod(t.dims) for t in held.values()),
         "size_bytes": sum(f.stat().st_size for f in files),
         "macs": macs(onnx.shape_inference.infer_shapes(model)),
         "ops": sum(n.op_type not in ("Identity", "Constant") for n in model.graph.node),
+        "layers": sum(n.op_type in COUNTED for n in model.graph.node),
         "norms": sum(norms.values()),
         "norms_by_kind": dict(norms),
     }

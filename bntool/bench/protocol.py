@@ -37,12 +37,14 @@ class Conditions:
     """What holds for every candidate of a case.
 
     `inputs` is the file the shared inputs were saved to, `specs` are inputs as the command line writes them.
+    `batch` repeats the inputs along dimension 0; `items` is how many samples one call then holds.
     `threads` 0 leaves the choice to the runtime. `mode` is "infer" or "train" (forward, backward, step).
     """
 
     inputs: str = ""
     specs: tuple[str, ...] = ()
     batch: int | None = None
+    items: int | None = None
     dtype: str = ""
     device: str = "cpu"
     channels_last: bool = False

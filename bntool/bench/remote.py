@@ -88,7 +88,14 @@ class Process:
             env=environment(allocator, conditions.threads, side) | self.path(side),
         )
         raw = {str(i): c.to_dict() for i, c in candidates.items()}
-        self.greeting = self.ask("hello", candidates=raw, conditions=conditions.to_dict(), root=side.root)
+        live = any(c.live for c in candidates.values())
+        self.greeting = self.ask(
+            "hello",
+            candidates=raw,
+            conditions=conditions.to_dict(),
+            root=side.root,
+            path=importable() if live else [],
+        )
         self.start_s = time.perf_counter() - started
 
     def path(self, side: Side) -> dict[str, str]:
@@ -152,6 +159,11 @@ class Process:
             self.process.wait()
         self.errors.close()
         self.folder.cleanup()
+
+
+def importable() -> list[str]:
+    """Where this process imports from: a live module's class has to be found again in the worker."""
+    return [os.path.abspath(folder) for folder in sys.path]
 
 
 def ending(code: int) -> str:

@@ -16,7 +16,8 @@ from bntool.result import SCHEMA_VERSION
 
 @dataclass(frozen=True)
 class Latency:
-    """Time per call. The median's interval is over replicates; p90 and p99 are None where n cannot carry them.
+    """Time per call. The median's interval is over replicates; p90 and p99 are None where n cannot carry
+    them.
 
     Units: seconds; `throughput` is samples of the batch per second at the median.
     """
@@ -69,10 +70,10 @@ class Budget:
 class PairResult:
     """One candidate against the baseline of its case.
 
-    `verdict` is about time alone; `warning` says what a reader must know beside it (outputs that differ), and
-    `why` explains a verdict that is not what the interval alone would say. `gate` is "pass", "fail" or
-    "inconclusive"; `waived` holds the reason where a failing gate was waived. `confirmation` is the ratio that
-    fresh workers gave after a failing gate.
+    `verdict` is about time alone; `warning` says what a reader must know beside it (outputs that differ),
+    and `why` explains a verdict that is not what the interval alone would say. `gate` is "pass", "fail" or
+    "inconclusive"; `waived` holds the reason where a failing gate was waived. `confirmation` is the ratio
+    that fresh workers gave after a failing gate.
     """
 
     case: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bntool.bench.protocol import Candidate, Conditions
-from bntool.errors import RunError, UsageError
+from bntool.errors import LoadError, RunError, UsageError
 from bntool.sources import Loaded, open_model
 from bntool.sources.inputs import as_call
 
@@ -35,7 +35,7 @@ class Source:
         torch.manual_seed(self.conditions.seed)
         if self.candidate.live:
             # written a moment ago by the process that started this worker, in a folder of its own
-            module = torch.load(self.candidate.live, weights_only=False)
+            module = received(self.candidate.live, self.candidate.name)
             return Loaded(self.candidate.ref, "python", module)
         with inside(self.root):
             return open_model(
@@ -96,17 +96,36 @@ class Source:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor
 
-    def save_inputs(self, path: str) -> None:
-        """Write the inputs, before they are cast or placed, for every other candidate to use."""
+    def save_inputs(self, path: str) -> int | None:
+        """Write the inputs, before they are cast or placed, for every other candidate to use.
+
+        Returns: samples in one call, by the first dimension of the first input.
+        """
         import torch
+        from torch.utils import _pytree
 
         torch.save(_map(self._raw_inputs(), lambda t: t.detach().cpu()), path)
+        shaped = [t for t in _pytree.tree_leaves(self.call) if isinstance(t, torch.Tensor) and t.dim()]
+        return int(shaped[0].shape[0]) if shaped else None
 
     def artefact(self) -> Path:
         found = self.candidate.artefact
         if found is None:
             raise RunError("the model was not built for its runtime", where=self.candidate.name)
         return Path(found)
+
+
+def received(path: str, name: str) -> Any:
+    """Raises: LoadError when this process cannot make sense of what another one pickled."""
+    import torch
+
+    try:
+        return torch.load(path, weights_only=False)
+    except Exception as problem:
+        what = f"it cannot be sent to a worker process ({type(problem).__name__}: {problem})"
+        raise LoadError(
+            what, where=name, next="Define its class in a module that can be imported."
+        ) from problem
 
 
 def rebatch(tensor: Tensor, batch: int) -> Tensor:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-#: a kernel is a norm if its ATen name contains one of these
-NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+from bntool.bench.norm_names import norm_of
+
+#: kernels that multiply by weights; what these call in turn is counted once, by these names
+PRODUCTS = (
+    "convolution",
+    "addmm",
+    "mm",
+    "bmm",
+    "linear",
+    "baddbmm",
+    "_scaled_dot_product_flash_attention_for_cpu",
+)
 #: names that only make a new view of the same memory: no work
 VIEWS = (
     "view",
@@ -40,8 +50,9 @@ class CountKernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def norm_of(kernel: str) -> str:
-    return next((norm for norm in NORMS if norm in kernel), "")
+def dtype_of(tensors: Sequence[torch.Tensor]) -> str:
+    """The dtype of the first floating parameter or buffer, as "float32"."""
+    return next((str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()), "float32")
 
 
 def kernels(call: Callable[[], object]) -> Counter[str]:
@@ -71,6 +82,8 @@ def torch_facts(module: torch.nn.Module, call: Callable[[], object]) -> dict[str
         "size_bytes": sum(t.numel() * t.element_size() for t in unique),
         "macs": macs(call),
         "ops": sum(seen.values()),
+        "layers": sum(n for name, n in seen.items() if name in PRODUCTS),
+        "dtype": dtype_of(held),
         "norms": sum(norms.values()),
         "norms_by_kind": dict(norms),
     }

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from bntool.bench.clock import WallClock
 from bntool.bench.contention import faults_and_switches, waited_s
 from bntool.bench.protocol import Candidate, Conditions, Sample
 from bntool.bench.runtimes import runtime
@@ -37,8 +38,11 @@ class Worker:
         self.sources: dict[int, Source] = {}
         self.sessions: dict[int, Session] = {}
 
-    def hello(self, candidates: dict[str, Any], conditions: dict[str, Any], root: str) -> dict[str, Any]:
-        """Get to know the case. Loads nothing."""
+    def hello(
+        self, candidates: dict[str, Any], conditions: dict[str, Any], root: str, path: list[str]
+    ) -> dict[str, Any]:
+        """Get to know the case; loads nothing. `path` is where the classes of live modules may be found."""
+        sys.path += [folder for folder in path if folder not in sys.path]
         for folder in reversed([root, f"{root}/src"] if root else []):
             if os.path.isdir(folder):
                 sys.path.insert(0, folder)
@@ -52,9 +56,18 @@ class Worker:
         found = {n: getattr(sys.modules[n], "__version__", "") for n in names if n in sys.modules}
         return {"python": platform.python_version(), **found}
 
+    def overhead(self) -> dict[str, Any]:
+        """What the clock itself costs. Units: seconds per sample, and per call of a sample of many calls."""
+        clock = WallClock()
+
+        def nothing() -> None:
+            return None
+
+        alone = sorted(clock.time(nothing, 1) for _ in range(1000))[500]
+        return {"sample_s": alone, "call_s": clock.time(nothing, 100_000)}
+
     def save_inputs(self, candidate: int, path: str) -> dict[str, Any]:
-        self.sources[candidate].save_inputs(path)
-        return {}
+        return {"items": self.sources[candidate].save_inputs(path)}
 
     def build(self, candidate: int, folder: str) -> dict[str, Any]:
         """Make the file that the runtime wants."""

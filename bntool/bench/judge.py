@@ -1,0 +1,125 @@
+"""From what was timed to verdicts: one family of comparisons, doubts, confirmation, waivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+from bntool.bench.assemble import doubted, explanation, output_error
+from bntool.bench.conduct import Measurement, measure
+from bntool.bench.examine import Examination, Spawn
+from bntool.bench.gate import FAIL, INCONCLUSIVE, check_budgets, overall, time_gate
+from bntool.bench.plan import Case, Effort
+from bntool.bench.result import PairResult
+from bntool.bench.statistics import Ratio, interval, spread
+from bntool.bench.verdict import Verdict, decide, holm_levels
+from bntool.bench.waivers import Waiver, waived
+from bntool.progress import Progress
+
+#: what an interval is before anything is known
+UNKNOWN = Ratio(float("nan"), 0.0, float("inf"), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Waivers:
+    """Waivers by case name, and the day it is."""
+
+    of: Mapping[str, Sequence[Waiver]] = field(default_factory=dict)
+    today: date = field(default_factory=date.today)
+
+
+@dataclass
+class Timed:
+    """A case on its way: what it is, what each candidate is, what was timed."""
+
+    case: Case
+    seen: list[Examination]
+    found: Measurement
+    spawn: Spawn
+    overhead: Mapping[str, float]
+
+
+def corrected(timed: Sequence[Timed], alpha: float) -> list[dict[int, Ratio]]:
+    """Every case's ratios with the levels that Holm gives them as one family."""
+    places = [(t, index) for t in timed for index in sorted(t.found.looks)]
+    levels = holm_levels([t.found.looks[i].ratio.p_value for t, i in places], alpha)
+    by_place = {(id(t), i): level for (t, i), level in zip(places, levels, strict=True)}
+    return [{i: final(t.found, i, by_place[id(t), i]) for i in t.found.looks} for t in timed]
+
+
+def final(found: Measurement, index: int, level: float) -> Ratio:
+    """The interval of the last look at its share of `level`; the p-value stays adjusted for the looks."""
+    look = found.looks[index]
+    ratio = interval(found.centers(index), level * found.plan.share[look.index])
+    return replace(ratio, p_value=look.ratio.p_value)
+
+
+def pair(t: Timed, index: int, ratio: Ratio) -> PairResult:
+    """The verdict on one candidate, from the interval, then from the evidence against it."""
+    gate, found = t.case.gate, t.found
+    verdict, why = Verdict.INCONCLUSIVE, found.failures.get(index, "")
+    if not why:
+        verdict = decide(ratio, gate.tolerance, gate.floor_s, found.baseline_s())
+        why = doubted(t.case, found, index, verdict, ratio)
+        verdict = Verdict.INCONCLUSIVE if why else verdict
+        why = why or explanation([r.contention for r in found.replicates], verdict, found)
+    outputs = output_error(t.seen[0], t.seen[index], t.case.conditions.dtype)
+    budgets = check_budgets(gate.budgets, t.seen[index].facts, outputs)
+    between, within = spread(found.pairs(index)) if found.pairs(index) else (float("nan"), float("nan"))
+    return PairResult(
+        case=t.case.name,
+        name=t.case.candidates[index].name,
+        baseline=t.case.candidates[0].name,
+        verdict=verdict,
+        ratio=ratio,
+        tolerance=gate.tolerance,
+        floor_s=gate.floor_s,
+        min_speedup=gate.min_speedup,
+        outputs=outputs,
+        gate=overall(
+            time_gate(verdict, ratio, gate) if not found.failures.get(index) else INCONCLUSIVE, budgets
+        ),
+        budgets=budgets,
+        warning=outputs.reason if outputs else "",
+        why=why,
+        between=between,
+        within=within,
+    )
+
+
+def confirmed(t: Timed, pairs: list[PairResult], effort: Effort, progress: Progress) -> list[PairResult]:
+    """Time the failing ones once more on fresh workers; a failure that does not come back is inconclusive."""
+    failing = [i for i, p in enumerate(pairs, 1) if clock_fails(p, t)]
+    if not failing:
+        return pairs
+    kept = {i for i in range(1, len(t.case.candidates)) if i not in failing}
+    again = measure(
+        t.case,
+        replace(effort, seed=effort.seed + 1),
+        t.spawn,
+        failures=dict.fromkeys(kept, "not part of the confirmation"),
+        family=len(failing),
+        progress=progress,
+    )
+    return [confirm(p, i, t, again) if i in failing else p for i, p in enumerate(pairs, 1)]
+
+
+def clock_fails(p: PairResult, t: Timed) -> bool:
+    return time_gate(p.verdict, p.ratio, t.case.gate) == FAIL
+
+
+def confirm(p: PairResult, index: int, t: Timed, again: Measurement) -> PairResult:
+    if index not in again.looks:
+        return replace(p, why=f"could not be confirmed: {again.failures.get(index, again.stopped)}")
+    ratio, gate = again.looks[index].ratio, t.case.gate
+    verdict = decide(ratio, gate.tolerance, gate.floor_s, again.baseline_s())
+    if time_gate(verdict, ratio, gate) == FAIL:
+        return replace(p, confirmation=ratio)
+    why = f"{p.verdict} at first ({p.ratio.estimate:.3f}), but fresh workers gave {ratio.estimate:.3f}"
+    gates = overall(INCONCLUSIVE, p.budgets)
+    return replace(p, confirmation=ratio, verdict=Verdict.INCONCLUSIVE, gate=gates, why=why)
+
+
+def waive(p: PairResult, waivers: Waivers) -> PairResult:
+    return replace(p, waived=waived(waivers.of.get(p.case, ()), p.name, waivers.today))
