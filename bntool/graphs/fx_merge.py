@@ -1,0 +1,133 @@
+"""Merges -> a torch.fx graph: each becomes one layer, and what it makes superfluous goes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Protocol
+
+import torch
+from torch import fx, nn
+
+from bntool.algebra.kernels import Kernel
+from bntool.graphs.base import Node
+from bntool.graphs.fx_kinds import changes_in_place
+
+#: what assertions on sizes are made of
+SIZE_FUNCTIONS = (
+    getattr,
+    len,
+    *(getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem")),
+)
+CONVS = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Mergeable(Protocol):
+    """What is needed of a merge: `kernel(base)` computes the value of `at`."""
+
+    @property
+    def at(self) -> Node: ...
+    @property
+    def base(self) -> Node: ...
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def inside(self) -> tuple[Node, ...]: ...
+
+
+def apply_merges(module: fx.GraphModule, merges: Sequence[Mergeable]) -> list[str]:
+    """Rewrites `module`, whose graph the merges were found in; gives the names of the new layers."""
+    names = [_apply(module, merge) for merge in merges if _replaceable(merge)]
+    _drop_assertions(module.graph, {n.origin for merge in merges for n in merge.inside})
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return names
+
+
+def _replaceable(merge: Mergeable) -> bool:
+    """An in-place sum also changes its first operand, which then nobody else may read."""
+    node = merge.at.origin
+    if not isinstance(node, fx.Node) or not isinstance(merge.base.origin, fx.Node):
+        return False
+    target = node.args[0] if node.args else None
+    return not changes_in_place(node) or (isinstance(target, fx.Node) and set(target.users) == {node})
+
+
+def _apply(module: fx.GraphModule, merge: Mergeable) -> str:
+    old: fx.Node = merge.at.origin
+    name = _name(module, merge)
+    module.add_submodule(name, layer(merge.kernel, _sample(module, merge)))
+    with module.graph.inserting_after(old):
+        new = module.graph.call_module(name, (merge.base.origin,))
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    if changes_in_place(old):  # dead code elimination keeps what writes
+        module.graph.erase_node(old)
+    return name
+
+
+def _drop_assertions(graph: fx.Graph, gone: set[fx.Node]) -> None:
+    """Assertions on the sizes of values that nobody computes any more would keep those values alive."""
+    about = set(gone)
+    for node in graph.nodes:
+        if node.target is not torch._assert and any(n in about for n in node.all_input_nodes):
+            about |= {node} if node.op == "call_function" and node.target in SIZE_FUNCTIONS else set()
+    for node in list(graph.nodes):
+        if node.target is torch._assert and any(n in about for n in node.all_input_nodes):
+            graph.erase_node(node)
+
+
+def _name(module: fx.GraphModule, merge: Mergeable) -> str:
+    """A new name in the module that holds all the layers that are merged."""
+    places = [n.where.split(".")[:-1] for n in merge.inside if n.kind in ("conv", "linear")]
+    parent = ".".join(_shared(places)) if places else ""
+    taken = {name for name, _ in module.named_modules()}
+    stem = f"{parent}.merged" if parent else "merged"
+    number = 0
+    while (name := f"{stem}_{number}" if number else stem) in taken:
+        number += 1
+    return name
+
+
+def _shared(paths: list[list[str]]) -> list[str]:
+    """The components all paths begin with."""
+    levels = zip(*paths, strict=False)
+    return [level[0] for level in takewhile(lambda names: len(set(names)) == 1, levels)]
+
+
+def _sample(module: fx.GraphModule, merge: Mergeable) -> torch.Tensor:
+    """A weight that is merged: its dtype, device and gradient flag go to the new layer."""
+    param = next(n.params["weight"] for n in merge.inside if "weight" in n.params)
+    return dict(module.named_parameters(remove_duplicate=False))[param.name]
+
+
+def layer(kernel: Kernel, like: torch.Tensor) -> nn.Module:
+    """The kernel as a module, its float64 numbers cast once; without a bias that is all zero."""
+    bias = bool(kernel.bias.any())
+    new = _empty(kernel, bias, like)
+    with torch.no_grad():
+        shape = new.get_parameter("weight").shape
+        new.get_parameter("weight").copy_(torch.from_numpy(kernel.weight).reshape(shape))
+        if bias:
+            new.get_parameter("bias").copy_(torch.from_numpy(kernel.bias))
+    return new.requires_grad_(like.requires_grad).eval()
+
+
+def _empty(kernel: Kernel, bias: bool, like: torch.Tensor) -> nn.Module:
+    made = {"bias": bias, "device": like.device, "dtype": like.dtype}
+    conv = CONVS[kernel.rank]
+    if conv is None:
+        return nn.utils.skip_init(nn.Linear, kernel.in_channels, kernel.out_channels, **made)
+    return nn.utils.skip_init(
+        conv,
+        kernel.in_channels,
+        kernel.out_channels,
+        kernel.taps,
+        kernel.stride,
+        kernel.padding,
+        kernel.dilation,
+        kernel.groups,
+        **made,
+    )
