@@ -1,0 +1,245 @@
+"""Recompute the running statistics of batch norms from data: pooled exactly, every norm after those before it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from bntool import ranks
+from bntool.batches import Call, calls, device_of
+from bntool.errors import RunError, UsageError
+from bntool.lockstep import MOST, side_by_side
+from bntool.memory import free_bytes, peak_bytes
+from bntool.norm_layers import FrozenBatchNorm
+from bntool.progress import Progress, silent
+from bntool.result import SCHEMA_VERSION, Result
+from bntool.rounds import Book, Norms, Outcome, Settled, Trails, one_pass_each
+from bntool.submodules import matches, modes_kept, selected
+
+
+@dataclass(frozen=True)
+class CalibrateEntry:
+    """How far one norm's statistics moved.
+
+    `mean_moved` is the largest |new mean - old mean| in old standard deviations; `var_ratio_min` and `_max` are
+    new variance over old. `averaged_*` is what averaging batch statistics (as
+    `torch.optim.swa_utils.update_bn` does) would have made of the same inputs: the mean's distance in standard
+    deviations, and its variance over the pooled one. None where the batches cannot be told apart.
+    """
+
+    name: str
+    count: int
+    mean_moved: float
+    var_ratio_min: float
+    var_ratio_max: float
+    averaged_mean_off: float | None = None
+    averaged_var_ratio_min: float | None = None
+    averaged_var_ratio_max: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CalibrateReport:
+    """What was calibrated on how much, and what was left alone and why.
+
+    `method` is "lockstep" (all batches side by side, one pass) or "passes" (one pass per norm);
+    `forwards` counts the forward passes over the data.
+    """
+
+    batches: int
+    samples: int
+    method: str
+    forwards: int
+    calibrated: list[CalibrateEntry] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def calibrate(
+    model: nn.Module, data: Iterable[Any], **options: Any
+) -> Result[nn.Module, CalibrateReport]:
+    """A copy of `model` whose running statistics are the pooled ones of `data`; options as `calibrate_`."""
+    fresh = copy.deepcopy(model)
+    report = calibrate_(fresh, data, **options)
+    return Result(fresh, report)
+
+
+def calibrate_(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    method: str = "auto",
+    memory_bytes: int | None = None,
+    inputs: int | None = None,
+    progress: Progress = silent,
+) -> CalibrateReport:
+    """Set running_mean and running_var to mean and unbiased variance of each norm's input over all of `data`.
+
+    Every norm sees its input as eval mode will give it: with the norms before it already calibrated. That takes
+    one pass where all batches fit in memory side by side ("lockstep"; `memory_bytes`, by default a third of what
+    is free), else one pass per norm, ended early ("passes").
+    Momentum plays no part. Frozen norms, norms in eval mode inside a model in train mode, and norms whose
+    parameters alone are frozen stay as they are. With torch.distributed, all ranks' values are pooled. If
+    anything raises, every statistic is as it was.
+
+    Raises: UsageError (nothing to calibrate, no data), RunError (NaN or inf, one value per channel).
+    """
+    if method not in ("auto", "lockstep", "passes"):
+        raise UsageError(f"unknown method {method!r}", where="calibrate", next="Use auto, lockstep or passes.")
+    model = getattr(model, "_orig_mod", model)
+    norms, skipped = targets(model, tuple(include), tuple(exclude))
+    if not norms:
+        raise UsageError("no norm to calibrate", where="calibrate", next=_why(skipped))
+    work = list(calls(model, data, inputs=inputs))
+    _refuse_no_data(work, model)
+    before = {m: _snapshot(m) for m in norms.values()}
+    with modes_kept(model), _restored_on_error(before), torch.no_grad():
+        model.eval()
+        outcome = _settle(model, work, norms, method, memory_bytes, progress)
+    entries = [_entry(name, before[m], outcome.settled[m]) for name, m in norms.items() if m in outcome.settled]
+    missed = {name: "the data never reached it" for name, m in norms.items() if m not in outcome.settled}
+    samples = sum(call.size for call in work)
+    return CalibrateReport(
+        len(work), samples, outcome.method, outcome.forwards, entries, {**skipped, **missed}
+    )
+
+
+def _settle(
+    model: nn.Module, work: Sequence[Call], norms: Norms, method: str, memory: int | None, progress: Progress
+) -> Outcome:
+    trails = Trails(model, norms)
+    peak = peak_bytes(model, lambda: trails.probe(work[0])) * sum(call.size for call in work)
+    fits = method == "lockstep" or (peak <= (memory or free_bytes(model) // 3) and len(work) <= MOST)
+    together = ranks.smallest(int(fits and method != "passes"), device_of(model))
+    book = Book(norms, len(work), trails, progress)
+    if together:
+        return side_by_side(work, book)
+    for call in work if not traces(model) else []:
+        trails.follow(call)  # control flow: batches may go different ways
+    return one_pass_each(work, book)
+
+
+def traces(model: nn.Module) -> bool:
+    """Whether torch.fx follows the whole model: then no value in it decides where the data goes."""
+    try:
+        torch.fx.Tracer().trace(model)
+    except Exception:  # the tracer raises whatever the model's code does with a proxy
+        return False
+    return True
+
+
+def targets(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[dict[str, _BatchNorm], dict[str, str]]:
+    """The norms to calibrate by name, and for every other one why not."""
+    found: dict[str, _BatchNorm] = {}
+    skipped = {}
+    trained = any(p.requires_grad for p in model.parameters())
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm | _InstanceNorm | FrozenBatchNorm) and not _looks_frozen(module):
+            continue
+        reason = _left_alone(model, name, module, include, exclude, trained)
+        if reason:
+            skipped[name] = reason
+        else:
+            assert isinstance(module, _BatchNorm)
+            found[name] = module
+    return found, skipped
+
+
+def _left_alone(
+    model: nn.Module, name: str, module: nn.Module, include: Sequence[str], exclude: Sequence[str], trained: bool
+) -> str:
+    """Why the norm is not calibrated; empty when it is."""
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+        raise UsageError("a lazy norm without a size yet", where=name, next="Run the model once first.")
+    if not isinstance(module, _BatchNorm):
+        kind = "frozen" if not isinstance(module, _InstanceNorm) else "an instance norm"
+        return f"{kind}: it has no statistics of the batch"
+    if module.running_mean is None or module.running_var is None:
+        return "it keeps no running statistics"
+    if not selected(name, include, exclude):
+        return "excluded" if matches(name, exclude) else "not included"
+    if include:
+        return ""
+    if model.training and not module.training:
+        return "frozen: in eval mode inside a model in train mode"
+    if trained and module.weight is not None and not module.weight.requires_grad:
+        return "frozen: its weight does not require a gradient while the model trains"
+    return ""
+
+
+def _looks_frozen(module: nn.Module) -> bool:
+    return type(module).__name__.startswith("FrozenBatchNorm")
+
+
+def _why(skipped: dict[str, str]) -> str:
+    first = next(iter(skipped.items()), None)
+    return f"{first[0]}: {first[1]}." if first else "The model has no batch norm; insert puts some in."
+
+
+def _refuse_no_data(work: list[Call], model: nn.Module) -> None:
+    if not ranks.smallest(len(work), device_of(model)):
+        raise UsageError("no data", where="calibrate", next="Give at least one batch to every process.")
+
+
+def _snapshot(norm: _BatchNorm) -> dict[str, Tensor]:
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {n: getattr(norm, n).detach().clone() for n in names if getattr(norm, n) is not None}
+
+
+@contextmanager
+def _restored_on_error(before: dict[_BatchNorm, dict[str, Tensor]]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for norm, state in before.items():
+                for name, value in state.items():
+                    getattr(norm, name).copy_(value)
+        raise
+
+
+def _entry(name: str, before: dict[str, Tensor], settled: Settled) -> CalibrateEntry:
+    old_var = before["running_var"].double()
+    var = settled.moments.variance()
+    moved = (settled.moments.mean - before["running_mean"].double()).abs() / _spread(old_var)
+    low, high = _range(var, old_var)
+    return CalibrateEntry(
+        name, settled.moments.count, float(moved.max()), low, high, *_averaged(settled), note=settled.note
+    )
+
+
+def _averaged(settled: Settled) -> tuple[float | None, float | None, float | None]:
+    if settled.averaged_mean is None or settled.averaged_var is None:
+        return None, None, None
+    var = settled.moments.variance()
+    off = (settled.averaged_mean - settled.moments.mean).abs() / _spread(var)
+    return float(off.max()), *_range(settled.averaged_var, var)
+
+
+TINY = 1e-30
+"""Keeps ratios of dead channels finite."""
+
+
+def _spread(var: Tensor) -> Tensor:
+    return var.clamp_min(TINY).sqrt()
+
+
+def _range(new: Tensor, old: Tensor) -> tuple[float, float]:
+    ratio = (new + TINY) / (old + TINY)
+    return float(ratio.min()), float(ratio.max())

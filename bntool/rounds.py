@@ -1,0 +1,179 @@
+"""Settling norms in the order they run: each one's statistics before anything downstream of it is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bntool import ranks
+from bntool.batches import Call
+from bntool.errors import RunError
+from bntool.moments import Moments, Planes, merged, planes
+from bntool.progress import Progress
+
+Norms = dict[str, _BatchNorm]
+ONE_VALUE = "Give more data, or larger batches: a variance needs two values."
+#: the planes that one batch brought to a norm, with the batch's number
+Brought = tuple[int, Planes]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The pooled moments of a norm's inputs, and the average of its batches' means and unbiased variances."""
+
+    moments: Moments
+    averaged_mean: Tensor | None
+    averaged_var: Tensor | None
+    note: str = ""
+
+
+@dataclass
+class Outcome:
+    """What was settled, by which method, in how many forward passes over the data."""
+
+    method: str
+    forwards: int = 0
+    settled: dict[nn.Module, Settled] = field(default_factory=dict)
+
+
+class Trails:
+    """In which order the norms are called, and how often, from calls that were run."""
+
+    def __init__(self, model: nn.Module, norms: Norms) -> None:
+        self.model, self.names = model, {m: n for n, m in norms.items()}
+        self.trails: list[list[nn.Module]] = []
+        self.counts: Counter[nn.Module] = Counter()
+
+    def probe(self, call: Call) -> None:
+        """Learn the order from one sample, which costs next to nothing; from the batch where one does not do."""
+        try:
+            self.follow(call.first_sample())
+        except (RuntimeError, ValueError, IndexError):
+            self.follow(call)
+
+    def follow(self, call: Call) -> None:
+        found: list[nn.Module] = []
+        with watched(self.names, lambda norm, _: found.append(norm)):
+            call.run(self.model)
+        self.counts |= Counter(found)
+        if found not in self.trails:
+            self.trails.append(found)
+
+    def next_of(self, pending: Iterable[nn.Module]) -> nn.Module | None:
+        """A pending norm that no other pending norm runs before, in any trail; the first one in a loop."""
+        wanted = set(pending)
+        ordered = [list(dict.fromkeys(m for m in t if m in wanted)) for t in self.trails]
+        late = {m for t in ordered for m in t[1:]}
+        first = [t[0] for t in ordered if t]
+        return next((m for m in first if m not in late), first[0] if first else None)
+
+
+class Book:
+    """The norms still to settle, and the writing down of those that are."""
+
+    def __init__(self, norms: Norms, batches: int, trails: Trails, progress: Progress) -> None:
+        self.pending: dict[nn.Module, None] = dict.fromkeys(norms.values())
+        self.names = trails.names
+        self.trails, self.batches, self.progress, self.total = trails, batches, progress, len(norms)
+        self.settled: dict[nn.Module, Settled] = {}
+
+    def read(self, norm: nn.Module, value: Tensor, batch: int) -> Brought:
+        """The planes of a norm's input. Raises: RunError naming norm and batch when they are not finite."""
+        found = planes(value)
+        if not bool(torch.isfinite(found.m2).all() and torch.isfinite(found.mean).all()):
+            raise RunError(
+                f"batch {batch} is NaN or inf where it reaches this norm",
+                where=self.names[norm],
+                next="Take that batch out, or look for what blows up before this layer. Nothing was changed.",
+            )
+        return batch, found
+
+    def close(self, norm: nn.Module, brought: Sequence[Brought]) -> None:
+        """Set the norm's running statistics to the pooled ones of all that was brought, on all ranks."""
+        assert isinstance(norm, _BatchNorm)
+        parts = [found.pooled() for _, found in brought]
+        moments = ranks.pooled(merged(parts))
+        if moments.count < 2:
+            raise RunError("one value per channel in all the data", where=self.names[norm], next=ONE_VALUE)
+        calls = max(Counter(batch for batch, _ in brought).values())
+        note = f"called {calls} times a batch: pooled over the calls" if calls > 1 else ""
+        self.settled[norm] = Settled(moments, *_averages(parts), note=note)
+        _store(norm, moments, self.batches)
+        self.pending.pop(norm)
+        self.progress("calibrate", len(self.settled), self.total)
+
+    def reopen(self, norms: Iterable[nn.Module]) -> None:
+        """Take back what was settled too early."""
+        for norm in norms:
+            self.settled.pop(norm, None)
+            self.pending[norm] = None
+
+
+def one_pass_each(work: Sequence[Call], book: Book) -> Outcome:
+    """One pass over the data per norm, which ends as soon as the batch has been through that norm."""
+    outcome = Outcome("passes", settled=book.settled)
+    while (norm := book.trails.next_of(book.pending)) is not None:
+        brought = [part for index, call in enumerate(work) for part in _inputs_of(norm, call, index, book)]
+        outcome.forwards += 1
+        if brought:
+            book.close(norm, brought)
+        else:
+            book.pending.pop(norm)
+    return outcome
+
+
+class _Enough(BaseException):
+    """The norm of this pass has seen all of the batch: the rest of the model need not run."""
+
+
+def _inputs_of(norm: nn.Module, call: Call, index: int, book: Book) -> list[Brought]:
+    found: list[Brought] = []
+
+    def arrive(_: nn.Module, value: Tensor) -> None:
+        found.append(book.read(norm, value, index))
+        if len(found) == book.trails.counts[norm]:
+            raise _Enough
+
+    with watched([norm], arrive):
+        try:
+            call.run(book.trails.model)
+        except _Enough:
+            pass
+    return found
+
+
+def _averages(parts: list[Moments]) -> tuple[Tensor | None, Tensor | None]:
+    if any(part.count < 2 for part in parts):
+        return None, None
+    means = torch.stack([part.mean for part in parts])
+    return ranks.mean_of_rows(means), ranks.mean_of_rows(torch.stack([part.variance() for part in parts]))
+
+
+def _store(norm: _BatchNorm, moments: Moments, batches: int) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(moments.mean)
+    norm.running_var.copy_(moments.variance())
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.fill_(batches)
+
+
+@contextmanager
+def watched(norms: Iterable[nn.Module], arrive: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Call `arrive(norm, its input)` whenever one of `norms` is about to run."""
+
+    def look(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arrive(norm, args[0] if args else next(iter(kwargs.values())))
+
+    handles = [norm.register_forward_pre_hook(look, with_kwargs=True) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

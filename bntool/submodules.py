@@ -1,0 +1,59 @@
+"""Finding and exchanging modules inside a model by their qualified names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def owners(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every (parent, attribute) that holds `wanted`: a shared module has several."""
+    return [(m, name) for m in model.modules() for name, child in m._modules.items() if child is wanted]
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `model` holds `old`."""
+    found = owners(model, old)
+    assert found, "the module to exchange is not in the model"
+    for parent, name in found:
+        parent._modules[name] = new
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Each module's first qualified name."""
+    return {module: name for name, module in model.named_modules()}
+
+
+def parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds `name`, and under what attribute."""
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def selected(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
+    """Whether the globs ask for `name`: nothing included means everything is."""
+    return (not (wanted := list(include)) or matches(name, wanted)) and not matches(name, exclude)
+
+
+def matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def carry_flags(old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` in the train or eval mode of `old`."""
+    new.train(old.training)
+    return new
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every module is in its old train or eval mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
