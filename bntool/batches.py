@@ -1,4 +1,6 @@
-"""Batches as users have them (a tensor, a tuple whose first items are the inputs, a dict) as calls of a model."""
+"""Batches as users have them (a tensor, a tuple whose first items are the inputs, a dict) as calls of a
+model.
+"""
 
 from __future__ import annotations
 
@@ -63,12 +65,16 @@ def as_call(model: nn.Module, batch: Any, inputs: int, device: torch.device, ind
     if isinstance(batch, Sequence) and batch and not isinstance(batch, str):
         return Call(tuple(_moved(v, device) for v in batch[:inputs]), {})
     raise UsageError(
-        f"batch {index} is a {type(batch).__name__}", where="data", next="Give tensors, tuples or dicts of inputs."
+        f"batch {index} is a {type(batch).__name__}",
+        where="data",
+        next="Give tensors, tuples or dicts of inputs.",
     )
 
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
-    """Example inputs as a call: a tuple is all the arguments, a dict all the keywords, a tensor the one argument."""
+    """Example inputs as a call: a tuple is all the arguments, a dict all the keywords, a tensor the one
+    argument.
+    """
     device = device_of(model)
     args, kwargs = sources_inputs.as_call(example_inputs)
     return Call(tuple(_moved(v, device) for v in args), {k: _moved(v, device) for k, v in kwargs.items()})

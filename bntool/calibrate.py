@@ -1,4 +1,6 @@
-"""Recompute the running statistics of batch norms from data: pooled exactly, every norm after those before it."""
+"""Recompute the running statistics of batch norms from data: pooled exactly, every norm after those before
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool import ranks
 from bntool.batches import Call, calls, device_of
-from bntool.errors import RunError, UsageError
+from bntool.errors import UsageError
 from bntool.lockstep import MOST, side_by_side
 from bntool.memory import free_bytes, peak_bytes
 from bntool.norm_layers import FrozenBatchNorm
@@ -31,9 +33,11 @@ from bntool.submodules import matches, modes_kept, selected
 class CalibrateEntry:
     """How far one norm's statistics moved.
 
-    `mean_moved` is the largest |new mean - old mean| in old standard deviations; `var_ratio_min` and `_max` are
+    `mean_moved` is the largest |new mean - old mean| in old standard deviations; `var_ratio_min` and
+    `_max` are
     new variance over old. `averaged_*` is what averaging batch statistics (as
-    `torch.optim.swa_utils.update_bn` does) would have made of the same inputs: the mean's distance in standard
+    `torch.optim.swa_utils.update_bn` does) would have made of the same inputs: the mean's distance in
+    standard
     deviations, and its variance over the pooled one. None where the batches cannot be told apart.
     """
 
@@ -67,9 +71,7 @@ class CalibrateReport:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def calibrate(
-    model: nn.Module, data: Iterable[Any], **options: Any
-) -> Result[nn.Module, CalibrateReport]:
+def calibrate(model: nn.Module, data: Iterable[Any], **options: Any) -> Result[nn.Module, CalibrateReport]:
     """A copy of `model` whose running statistics are the pooled ones of `data`; options as `calibrate_`."""
     fresh = copy.deepcopy(model)
     report = calibrate_(fresh, data, **options)
@@ -89,9 +91,9 @@ def calibrate_(
 ) -> CalibrateReport:
     """Set running_mean and running_var to mean and unbiased variance of each norm's input over all of `data`.
 
-    Every norm sees its input as eval mode will give it: with the norms before it already calibrated. That takes
-    one pass where all batches fit in memory side by side ("lockstep"; `memory_bytes`, by default a third of what
-    is free), else one pass per norm, ended early ("passes").
+    Every norm sees its input as eval mode will give it: with the norms before it already calibrated. That
+    takes one pass where all batches fit in memory side by side ("lockstep"; `memory_bytes`, by default a third
+    of what is free), else one pass per norm, ended early ("passes").
     Momentum plays no part. Frozen norms, norms in eval mode inside a model in train mode, and norms whose
     parameters alone are frozen stay as they are. With torch.distributed, all ranks' values are pooled. If
     anything raises, every statistic is as it was.
@@ -99,7 +101,9 @@ def calibrate_(
     Raises: UsageError (nothing to calibrate, no data), RunError (NaN or inf, one value per channel).
     """
     if method not in ("auto", "lockstep", "passes"):
-        raise UsageError(f"unknown method {method!r}", where="calibrate", next="Use auto, lockstep or passes.")
+        raise UsageError(
+            f"unknown method {method!r}", where="calibrate", next="Use auto, lockstep or passes."
+        )
     model = getattr(model, "_orig_mod", model)
     norms, skipped = targets(model, tuple(include), tuple(exclude))
     if not norms:
@@ -110,7 +114,9 @@ def calibrate_(
     with modes_kept(model), _restored_on_error(before), torch.no_grad():
         model.eval()
         outcome = _settle(model, work, norms, method, memory_bytes, progress)
-    entries = [_entry(name, before[m], outcome.settled[m]) for name, m in norms.items() if m in outcome.settled]
+    entries = [
+        _entry(name, before[m], outcome.settled[m]) for name, m in norms.items() if m in outcome.settled
+    ]
     missed = {name: "the data never reached it" for name, m in norms.items() if m not in outcome.settled}
     samples = sum(call.size for call in work)
     return CalibrateReport(
@@ -162,7 +168,12 @@ def targets(
 
 
 def _left_alone(
-    model: nn.Module, name: str, module: nn.Module, include: Sequence[str], exclude: Sequence[str], trained: bool
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    trained: bool,
 ) -> str:
     """Why the norm is not calibrated; empty when it is."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bntool.errors import LoadError
+from bntool.stand_in import Normed, StandIn
 
 SCHEMA_VERSION = 1
 _RECORD = "_bntool_edits"
@@ -83,7 +84,10 @@ def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> None:
 def _replace(model: nn.Module, edit: Edit) -> None:
     """{"op": "replace", "path", "module"}: put another module where one was, under all of its names."""
     old = model.get_submodule(edit["path"])
-    new = build(edit["module"], like=old)
+    _exchange(model, old, build(edit["module"], like=old))
+
+
+def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for path in [name for name, m in model.named_modules(remove_duplicate=False) if m is old]:
         put(model, path, new)
 
@@ -91,9 +95,26 @@ def _replace(model: nn.Module, edit: Edit) -> None:
 def _insert(model: nn.Module, edit: Edit) -> None:
     """{"op": "insert", "path", "index", "module"}: put a module into a Sequential; later indices move up."""
     sequence = model.get_submodule(edit["path"])
-    if type(sequence) is not nn.Sequential:
+    if type(sequence).forward is not nn.Sequential.forward or not isinstance(sequence, nn.Sequential):
         raise TypeError("not a Sequential")
     sequence.insert(edit["index"], build(edit["module"], like=sequence))
+
+
+def _attach(model: nn.Module, edit: Edit) -> None:
+    """{"op": "attach", "path", "module", "ahead"}: a norm behind (ahead of) a layer, both in the layer's
+    place.
+    """
+    layer = model.get_submodule(edit["path"])
+    norm = build(edit["module"], like=layer)
+    _exchange(model, layer, Normed(layer, norm, ahead=edit.get("ahead", False)))
+
+
+def _detach(model: nn.Module, edit: Edit) -> None:
+    """{"op": "detach", "path"}: a layer is back in its place, without what was attached to it."""
+    stand_in = model.get_submodule(edit["path"])
+    if not isinstance(stand_in, StandIn):
+        raise TypeError("nothing is attached there")
+    _exchange(model, stand_in, stand_in.inner)
 
 
 def _add_bias(model: nn.Module, edit: Edit) -> None:
@@ -112,6 +133,8 @@ def _drop_bias(model: nn.Module, edit: Edit) -> None:
 OPS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "replace": _replace,
     "insert": _insert,
+    "attach": _attach,
+    "detach": _detach,
     "add_bias": _add_bias,
     "drop_bias": _drop_bias,
 }
@@ -137,9 +160,14 @@ def build(spec: Mapping[str, Any], *, like: nn.Module) -> nn.Module:
     kind = getattr(import_module(place), name)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise TypeError(f"{spec['type']} is not a module")
-    made = kind(**spec.get("args", {})).train(like.training)
+    args = {k: build(v, like=like) if _is_spec(v) else v for k, v in spec.get("args", {}).items()}
+    made = kind(**args).train(like.training)
     tensor = first_tensor(like)
     return made if tensor is None else made.to(device=tensor.device, dtype=tensor.dtype)
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, Mapping) and "type" in value
 
 
 def first_tensor(module: nn.Module) -> Tensor | None:

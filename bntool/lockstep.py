@@ -1,7 +1,9 @@
 """All batches go through the model side by side and wait at every norm until the last one has arrived.
 
-So one forward pass over the data settles all norms exactly, each on inputs that the norms before it have already
-been settled for. Every batch runs on a thread of its own, but only one of them at any time: they are coroutines
+So one forward pass over the data settles all norms exactly, each on inputs that the norms before it have
+already
+been settled for. Every batch runs on a thread of its own, but only one of them at any time: they are
+coroutines
 that any model's code can be run in, whatever its control flow and the shapes of its batches.
 """
 
@@ -148,7 +150,8 @@ class _Pass:
 
     def _collect(self, index: int) -> None:
         lane = self.lanes[index]
-        assert self.open is not None and lane.value is not None
+        assert self.open is not None
+        assert lane.value is not None
         self.collected.append(self.book.read(self.open, lane.value, index))
 
     def _arrive(self, norm: nn.Module, value: Tensor) -> None:

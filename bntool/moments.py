@@ -1,4 +1,6 @@
-"""Pooled mean and variance per channel, exact however the values arrive: batch by batch, ragged, far from zero."""
+"""Pooled mean and variance per channel, exact however the values arrive: batch by batch, ragged, far from
+zero.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of values together.
 
-        Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+        Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+        variances" (1979).
         """
         if not self.count or not other.count:
             return self if self.count else other

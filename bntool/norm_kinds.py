@@ -1,27 +1,23 @@
-"""Table: the name of a norm -> how to build it for a given value, and what it can and cannot do."""
+"""Table: the name of a norm -> the module it is for a given value, and what it can and cannot do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
-import torch
-from torch import nn
-
 from bntool.algebra.affine import Blocked
-from bntool.norm_layers import (
-    BatchRenorm,
-    ChannelLayerNorm,
-    ChannelRMSNorm,
-    ChannelsLast,
-    FrozenBatchNorm,
-    GhostBatchNorm,
-)
 
+#: `{"type": ..., "args": {...}}`, as in the edits of a plan
+Spec = dict[str, Any]
+OWN = "bntool.norm_layers."
 GROUPS = 32
 """Groups of a group norm unless told otherwise. Source: Wu, He, "Group Normalization" (2018), section 4."""
+
+
+def spec(kind: str, **args: Any) -> Spec:
+    return {"type": kind, "args": args}
 
 
 @dataclass(frozen=True)
@@ -38,84 +34,91 @@ class Setting:
     per_sample: int | None = None
     eps: float = 1e-5
     momentum: float | None = 0.1
-    affine: bool = True
     groups: int | None = None
     virtual_batch_size: int = 32
-    device: torch.device | None = None
-    dtype: torch.dtype | None = None
 
     @property
     def values_per_sample(self) -> int:
-        """Values per channel that a norm of one sample sees; images are taken to have several unless known."""
+        """Values per channel that a norm of one sample sees; images are taken to have several unless
+        known.
+        """
         if self.last or self.rank == 2:
             return 1
         return self.per_sample or (4 if self.rank > 3 else 1)
 
-    @property
-    def place(self) -> dict[str, Any]:
-        return {"device": self.device, "dtype": self.dtype}
+    def with_options(
+        self, eps: float, momentum: float | None, groups: int | None, virtual_batch_size: int
+    ) -> Setting:
+        return replace(self, eps=eps, momentum=momentum, groups=groups, virtual_batch_size=virtual_batch_size)
 
     @property
     def batch_arguments(self) -> dict[str, Any]:
-        return {"eps": self.eps, "momentum": self.momentum, "affine": self.affine, **self.place}
+        return {"num_features": self.channels, "eps": self.eps, "momentum": self.momentum}
 
 
 @dataclass(frozen=True)
 class NormKind:
-    """One norm: what builds it; whether it can be set to change nothing; whether a bias before it is lost in it."""
+    """One norm: what builds it; whether it can be set to change nothing; whether a bias before it is lost
+    in it.
+    """
 
     name: str
-    make: Callable[[Setting], nn.Module | Blocked]
+    make: Callable[[Setting], Spec | Blocked]
     preserves: bool = False
     hides_bias: bool = False
 
 
-def build(name: str, setting: Setting) -> nn.Module | Blocked:
-    """The norm `name` for `setting`, or why there is none."""
+def described(name: str, setting: Setting) -> Spec | Blocked:
+    """The norm `name` for `setting` as data that `bntool.edits.build` makes a module of, or why there is
+    none.
+    """
     return KINDS[name].make(setting)
 
 
-def _batch(setting: Setting) -> nn.Module | Blocked:
-    by_rank = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-    if setting.last:
-        return _over_positions(nn.BatchNorm1d(setting.channels, **setting.batch_arguments), setting)
+def _batch(setting: Setting) -> Spec | Blocked:
+    by_rank = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
     if setting.rank not in by_rank:
         return Blocked(f"no batch norm takes {setting.rank} dimensions")
-    return by_rank[setting.rank](setting.channels, **setting.batch_arguments)
+    name = "BatchNorm1d" if setting.last else by_rank[setting.rank]
+    return _over_positions(spec(f"torch.nn.{name}", **setting.batch_arguments), setting)
 
 
-def _sync(setting: Setting) -> nn.Module | Blocked:
-    return _over_positions(nn.SyncBatchNorm(setting.channels, **setting.batch_arguments), setting)
+def _sync(setting: Setting) -> Spec:
+    return _over_positions(spec("torch.nn.SyncBatchNorm", **setting.batch_arguments), setting)
 
 
-def _renorm(setting: Setting) -> nn.Module | Blocked:
-    return _over_positions(BatchRenorm(setting.channels, **setting.batch_arguments), setting)
+def _renorm(setting: Setting) -> Spec:
+    return _over_positions(spec(OWN + "BatchRenorm", **setting.batch_arguments), setting)
 
 
-def _ghost(setting: Setting) -> nn.Module | Blocked:
+def _ghost(setting: Setting) -> Spec:
     size = setting.virtual_batch_size
-    norm = GhostBatchNorm(setting.channels, virtual_batch_size=size, **setting.batch_arguments)
-    return _over_positions(norm, setting)
+    found = spec(OWN + "GhostBatchNorm", **setting.batch_arguments, virtual_batch_size=size)
+    return _over_positions(found, setting)
 
 
-def _frozen(setting: Setting) -> nn.Module | Blocked:
-    return _over_positions(FrozenBatchNorm(setting.channels, setting.eps, **setting.place), setting)
+def _frozen(setting: Setting) -> Spec:
+    return _over_positions(
+        spec(OWN + "FrozenBatchNorm", num_features=setting.channels, eps=setting.eps), setting
+    )
 
 
-def _over_positions(norm: nn.Module, setting: Setting) -> nn.Module:
-    return ChannelsLast(norm) if setting.last and setting.rank > 2 else norm
+def _over_positions(norm: Spec, setting: Setting) -> Spec:
+    """For channels last: every position is a sample of the norm."""
+    return spec(OWN + "ChannelsLast", norm=norm) if setting.last and setting.rank > 2 else norm
 
 
-def _group(setting: Setting) -> nn.Module | Blocked:
+def _group(setting: Setting) -> Spec | Blocked:
     groups = groups_for(setting.channels, setting.groups, setting.values_per_sample)
     if isinstance(groups, Blocked):
         return groups
-    norm = nn.GroupNorm(groups, setting.channels, eps=setting.eps, affine=setting.affine, **setting.place)
+    norm = spec("torch.nn.GroupNorm", num_groups=groups, num_channels=setting.channels, eps=setting.eps)
     return _over_positions(norm, setting)
 
 
 def groups_for(channels: int, wanted: int | None, values: int) -> int | Blocked:
-    """How many groups: what is wanted, or gcd(32, channels) made smaller until a group has more than one value.
+    """How many groups: what is wanted, or gcd(32, channels) made smaller until a group has more than one
+    value.
 
     Norms over one value give the shift whatever the data: that erases it.
     """
@@ -123,35 +126,40 @@ def groups_for(channels: int, wanted: int | None, values: int) -> int | Blocked:
         if channels % wanted:
             return Blocked(f"{channels} channels do not divide into {wanted} groups")
         if channels // wanted * values < 2:
-            return Blocked(f"{wanted} groups of {channels} channels are one value each: the norm erases the data")
+            return Blocked(
+                f"{wanted} groups of {channels} channels are one value each: the norm erases the data"
+            )
         return wanted
     groups = gcd(GROUPS, channels)
     while groups > 1 and channels // groups * values < 4:
         groups = max(d for d in range(1, groups) if channels % d == 0)
-    return groups if channels // groups * values > 1 else Blocked("one value per sample: the norm erases the data")
+    return (
+        groups
+        if channels // groups * values > 1
+        else Blocked("one value per sample: the norm erases the data")
+    )
 
 
-def _layer(setting: Setting) -> nn.Module | Blocked:
+def _layer(setting: Setting) -> Spec | Blocked:
     if setting.channels < 2:
         return Blocked("one channel: a norm over channels erases the data")
-    first = ChannelLayerNorm if setting.rank > 2 and not setting.last else nn.LayerNorm
-    return first(setting.channels, eps=setting.eps, elementwise_affine=setting.affine, **setting.place)
+    kind = OWN + "ChannelLayerNorm" if setting.rank > 2 and not setting.last else "torch.nn.LayerNorm"
+    return spec(kind, normalized_shape=setting.channels, eps=setting.eps)
 
 
-def _rms(setting: Setting) -> nn.Module | Blocked:
+def _rms(setting: Setting) -> Spec | Blocked:
     if setting.channels < 2:
         return Blocked("one channel: only its sign would be left")
-    first = ChannelRMSNorm if setting.rank > 2 and not setting.last else nn.RMSNorm
-    return first(setting.channels, eps=setting.eps, elementwise_affine=setting.affine, **setting.place)
+    kind = OWN + "ChannelRMSNorm" if setting.rank > 2 and not setting.last else "torch.nn.RMSNorm"
+    return spec(kind, normalized_shape=setting.channels, eps=setting.eps)
 
 
-def _instance(setting: Setting) -> nn.Module | Blocked:
-    by_rank = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
+def _instance(setting: Setting) -> Spec | Blocked:
+    by_rank = {3: "InstanceNorm1d", 4: "InstanceNorm2d", 5: "InstanceNorm3d"}
     if setting.last or setting.rank not in by_rank or setting.values_per_sample < 2:
         return Blocked("one value per channel and sample: an instance norm erases the data")
-    return by_rank[setting.rank](
-        setting.channels, eps=setting.eps, affine=setting.affine, **setting.place
-    )
+    kind = f"torch.nn.{by_rank[setting.rank]}"
+    return spec(kind, num_features=setting.channels, eps=setting.eps, affine=True)
 
 
 KINDS: dict[str, NormKind] = {

@@ -22,14 +22,18 @@ class FrozenBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, *, device: Any = None, dtype: Any = None
+    ) -> None:
         super().__init__()
         self.num_features, self.eps = num_features, eps
         for name, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             self.register_buffer(name, torch.full((num_features,), fill, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)  # a checkpoint of the norm that was frozen
@@ -48,7 +52,8 @@ class _AnyRank(_BatchNorm):
 
 
 class GhostBatchNorm(_AnyRank):
-    """Batch norm over virtual batches: in training each `virtual_batch_size` samples have their own statistics.
+    """Batch norm over virtual batches: in training each `virtual_batch_size` samples have their own
+    statistics.
 
     A ragged rest is spread over the virtual batches. The running statistics move as far per batch as a batch
     norm's with the same momentum. In eval mode this is a batch norm.
@@ -90,9 +95,11 @@ class GhostBatchNorm(_AnyRank):
 class BatchRenorm(_AnyRank):
     """Batch norm that trains with what it will use in eval: y = ((x - m_B) / s_B * r + d) * weight + bias.
 
-    r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max) carry no gradient; s and m are
+    r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max) carry no gradient; s and
+    m are
     the running statistics. With unlimited r and d a training step is the eval function.
-    The limits open from a batch norm's (1 and 0) to r_max and d_max over `warmup` steps; 0 opens them at once,
+    The limits open from a batch norm's (1 and 0) to r_max and d_max over `warmup` steps; 0 opens them at
+    once,
     which is right when the running statistics are already those of the data.
     Shapes: (N, C, *) -> the same.
     Source: Ioffe, "Batch Renormalization" (2017), algorithm 1.
@@ -129,7 +136,8 @@ class BatchRenorm(_AnyRank):
         return (wide * scale.view(shape) + shift.view(shape)).to(x.dtype)
 
     def _corrections(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         sigma = torch.sqrt(self.running_var + self.eps)
         opened = self._opened()
         r_max, d_max = 1.0 + (self.r_max - 1.0) * opened, self.d_max * opened
@@ -137,14 +145,17 @@ class BatchRenorm(_AnyRank):
         return r, ((mean - self.running_mean) / sigma).clamp(-d_max, d_max)
 
     def _opened(self) -> Any:
-        """How far the limits are open, 0 to 1; a tensor while warming up, so that compiled code follows it."""
+        """How far the limits are open, 0 to 1; a tensor while warming up, so that compiled code follows
+        it.
+        """
         if not self.warmup or self.num_batches_tracked is None:
             return 1.0
         return (self.num_batches_tracked / self.warmup).clamp(max=1.0)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         weight = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
@@ -185,5 +196,23 @@ class ChannelsLast(nn.Sequential):
     Shapes: (*, C) -> the same.
     """
 
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__(norm)
+
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
+
+
+class Gated(nn.Module):
+    """y = x + gate * (norm(x) - x) with gate = 0 at first: nothing changes until training opens the gate.
+
+    Source: the idea of Bachlechner et al., "ReZero is All You Need" (2020), on a norm.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x, self.norm(x), self.gate)

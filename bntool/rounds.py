@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,9 @@ class Trails:
         self.counts: Counter[nn.Module] = Counter()
 
     def probe(self, call: Call) -> None:
-        """Learn the order from one sample, which costs next to nothing; from the batch where one does not do."""
+        """Learn the order from one sample, which costs next to nothing; from the batch where one does not
+        do.
+        """
         try:
             self.follow(call.first_sample())
         except (RuntimeError, ValueError, IndexError):
@@ -141,11 +143,8 @@ def _inputs_of(norm: nn.Module, call: Call, index: int, book: Book) -> list[Brou
         if len(found) == book.trails.counts[norm]:
             raise _Enough
 
-    with watched([norm], arrive):
-        try:
-            call.run(book.trails.model)
-        except _Enough:
-            pass
+    with watched([norm], arrive), suppress(_Enough):
+        call.run(book.trails.model)
     return found
 
 
@@ -157,7 +156,8 @@ def _averages(parts: list[Moments]) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _store(norm: _BatchNorm, moments: Moments, batches: int) -> None:
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.running_mean.copy_(moments.mean)
     norm.running_var.copy_(moments.variance())
     if norm.num_batches_tracked is not None:

@@ -1,7 +1,10 @@
-"""Modules that take the place of one layer and run more than it did: a norm behind it, an activation after it."""
+"""Modules that take the place of one layer and run more than it did: a norm behind it, an activation after
+it.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -11,7 +14,8 @@ from torch import Tensor, nn
 class StandIn(nn.Sequential):
     """Children run in order; the one named `_inner` is the layer whose place this took.
 
-    Attributes the layer had are still read through this module, and checkpoints with the layer's old keys still
+    Attributes the layer had are still read through this module, and checkpoints with the layer's old keys
+    still
     load: `conv.weight` finds its way to `conv.layer.weight`.
     """
 
@@ -57,10 +61,18 @@ class Normed(StandIn):
 
     _inner = "layer"
 
+    def __init__(self, layer: nn.Module, norm: nn.Module, *, ahead: bool = False) -> None:
+        parts = {"norm": norm, "layer": layer} if ahead else {"layer": layer, "norm": norm}
+        super().__init__(OrderedDict(parts))
+        self.train(layer.training)
+
     def _complete(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """A checkpoint without the norm gets one that changes nothing: the plain model's function comes back."""
+        """A checkpoint without the norm gets one that changes nothing: the plain model's function comes
+        back.
+        """
         norm, layer = self._modules["norm"], self._modules["layer"]
-        assert norm is not None and layer is not None
+        assert norm is not None
+        assert layer is not None
         if any(key.startswith(f"{prefix}norm.") for key in state_dict):
             return
         dropped = getattr(layer, "bias", None) is None
