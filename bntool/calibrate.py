@@ -92,8 +92,8 @@ def calibrate_(
     """Set running_mean and running_var to mean and unbiased variance of each norm's input over all of `data`.
 
     Every norm sees its input as eval mode will give it: with the norms before it already calibrated. That
-    takes one pass where all batches fit in memory side by side ("lockstep"; `memory_bytes`, by default a third
-    of what is free), else one pass per norm, ended early ("passes").
+    takes one pass where all batches fit in memory side by side ("lockstep"; `memory_bytes`, by default a
+    third of what is free), else one pass per norm, ended early ("passes").
     Momentum plays no part. Frozen norms, norms in eval mode inside a model in train mode, and norms whose
     parameters alone are frozen stay as they are. With torch.distributed, all ranks' values are pooled. If
     anything raises, every statistic is as it was.

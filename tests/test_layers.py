@@ -16,9 +16,8 @@ FLOORS = (
     ("report",),
     ("moments", "submodules", "norm_layers", "norm_kinds", "stand_in"),
     ("edits",),
-    ("sources",),
-    ("batches", "memory", "ranks", "rounds", "lockstep", "flow", "sites", "proof", "insert_state", "key_map"),
-    ("fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect"),
+    ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect")
+    + ("batches", "memory", "ranks", "rounds", "lockstep", "flow", "sites", "proof", "insert_state", "key_map"),
     ("bench",),
     ("study",),
     ("demo",),
