@@ -17,16 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from bntool import ranks
-from bntool.batches import Call, calls, device_of
 from bntool.errors import UsageError
-from bntool.lockstep import MOST, side_by_side
-from bntool.memory import free_bytes, peak_bytes
-from bntool.norm_layers import FrozenBatchNorm
+from bntool.norms.layers import FrozenBatchNorm
+from bntool.norms.submodules import matches, modes_kept, selected
+from bntool.pooling import ranks
+from bntool.pooling.batches import Call, calls, device_of
+from bntool.pooling.lockstep import MOST, side_by_side
+from bntool.pooling.memory import free_bytes, peak_bytes
+from bntool.pooling.rounds import Book, Norms, Outcome, Settled, Trails, one_pass_each
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result
-from bntool.rounds import Book, Norms, Outcome, Settled, Trails, one_pass_each
-from bntool.submodules import matches, modes_kept, selected
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bntool.errors import LoadError
-from bntool.stand_in import Normed, StandIn
+from bntool.norms.stand_in import Normed, StandIn
 
 SCHEMA_VERSION = 1
 _RECORD = "_bntool_edits"

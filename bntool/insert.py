@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from bntool import proof
 from bntool.algebra.affine import Blocked
-from bntool.batches import Call, calls, example_call
 from bntool.edits import Edit, apply, plan_of
 from bntool.errors import UsageError, VerificationError
-from bntool.flow import trace
-from bntool.insert_state import observe, random_calls, set_similar, set_unchanging
-from bntool.key_map import key_owners, moved_keys
-from bntool.norm_kinds import KINDS, Spec, choose, described
+from bntool.norms.kinds import KINDS, Spec, choose, described
+from bntool.norms.submodules import modes_kept, names_of, parent_of
+from bntool.placing import proof
+from bntool.placing.flow import trace
+from bntool.placing.key_map import key_owners, moved_keys
+from bntool.placing.sites import WHERE, Question, Seen, Site, find, watch
+from bntool.placing.state import observe, random_calls, set_similar, set_unchanging
+from bntool.pooling.batches import Call, calls, example_call
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result
-from bntool.sites import WHERE, Question, Seen, Site, find, watch
-from bntool.submodules import modes_kept, names_of, parent_of
 
 PROVEN_ON = 8
 """Batches the proof in eval mode runs on, at most."""
@@ -229,7 +229,7 @@ def _describe(site: Site, options: Options, batch_size: int, example_size: int) 
     if isinstance(spec, Blocked):
         return spec
     if options.gated and not KINDS[kind].preserves:
-        spec = {"type": "bntool.norm_layers.Gated", "args": {"norm": spec}}
+        spec = {"type": "bntool.norms.layers.Gated", "args": {"norm": spec}}
     return Planned(site, kind, spec, n_eff, why)
 
 

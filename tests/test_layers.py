@@ -14,10 +14,12 @@ FLOORS = (
     ("graphs",),
     ("search", "plan", "branches"),
     ("report",),
-    ("moments", "submodules", "norm_layers", "norm_kinds", "stand_in"),
+    ("norms",),
     ("edits",),
-    ("sources", "fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect")
-    + ("batches", "memory", "ranks", "rounds", "lockstep", "flow", "sites", "proof", "insert_state", "key_map"),
+    (
+        *("sources", "pooling", "placing"),
+        *("fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect"),
+    ),
     ("bench",),
     ("study",),
     ("demo",),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bntool.batches import Call
-from bntool.submodules import modes_kept
+from bntool.norms.submodules import modes_kept
+from bntool.pooling.batches import Call
 
 TRAIN_SIZES = (2, 8, 32)
 

@@ -11,7 +11,7 @@ from bntool.algebra.affine import Blocked
 
 #: `{"type": ..., "args": {...}}`, as in the edits of a plan
 Spec = dict[str, Any]
-OWN = "bntool.norm_layers."
+OWN = "bntool.norms.layers."
 GROUPS = 32
 """Groups of a group norm unless told otherwise. Source: Wu, He, "Group Normalization" (2018), section 4."""
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bntool.batches import Call
 from bntool.errors import RunError
-from bntool.moments import Moments, moments
+from bntool.norms.moments import Moments, moments
+from bntool.norms.submodules import modes_kept
+from bntool.pooling.batches import Call
 from bntool.progress import Progress
-from bntool.submodules import modes_kept
 
 RANDOM_SAMPLES = 64
 """Samples of random inputs that stand in for data, at least."""

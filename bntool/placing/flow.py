@@ -11,8 +11,8 @@ from torch.nn.modules import activation, dropout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from bntool.norm_layers import FrozenBatchNorm
-from bntool.stand_in import NormAct
+from bntool.norms.layers import FrozenBatchNorm
+from bntool.norms.stand_in import NormAct
 
 LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, FrozenBatchNorm, NormAct)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bntool import ranks
-from bntool.batches import Call
 from bntool.errors import RunError
-from bntool.moments import Moments, Planes, merged, planes
+from bntool.norms.moments import Moments, Planes, merged, planes
+from bntool.pooling import ranks
+from bntool.pooling.batches import Call
 from bntool.progress import Progress
 
 Norms = dict[str, _BatchNorm]

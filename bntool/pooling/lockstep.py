@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bntool.batches import Call
-from bntool.rounds import Book, Brought, Outcome, watched
+from bntool.pooling.batches import Call
+from bntool.pooling.rounds import Book, Brought, Outcome, watched
 
 MOST = 512
 """Batches that may go side by side: each costs a thread."""

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bntool.moments import Moments, merged
+from bntool.norms.moments import Moments, merged
 
 
 def several() -> bool:

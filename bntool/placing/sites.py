@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from bntool.batches import Call
-from bntool.flow import Flow, called, dropout_before, layer_after, norm_after, norm_before, reads_input
-from bntool.norm_kinds import Setting
-from bntool.submodules import matches, selected
+from bntool.norms.kinds import Setting
+from bntool.norms.submodules import matches, selected
+from bntool.placing.flow import (
+    Flow,
+    called,
+    dropout_before,
+    layer_after,
+    norm_after,
+    norm_before,
+    reads_input,
+)
+from bntool.pooling.batches import Call
 
 WHERE = ("before-activation", "after-activation", "before-layer")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bntool.batches import device_of
+from bntool.pooling.batches import device_of
 
 HELD = 4
 """Values alive at once in units of the largest one: an op's input and output, a shortcut, a scratch copy."""

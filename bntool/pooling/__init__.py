@@ -1,0 +1,1 @@
+"""Statistics of what norms read, pooled over batches, calls and processes."""
