@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bntool.cli import screen
+from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.sources import Loaded
@@ -47,6 +48,12 @@ Form = Annotated[
     Literal["module", "graph"],
     typer.Option("--form", help="module: your own class; graph: a torch.fx graph, which can express more."),
 ]
+_DATA = typer.Option(
+    "--data", metavar="DATA", help="Inputs: digits, a .npy, .npz or .safetensors file, or file.py:loader."
+)
+Data = Annotated[str, _DATA]
+OptionalData = Annotated[str | None, _DATA]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of the data to run at once.")]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="GLOB", help="Only layers named so. Repeatable.")
 ]
@@ -89,6 +96,20 @@ def open_model(
     loaded = open_model(ref, inputs=inputs, weights=weights, trust=trust)
     screen.detail(f"loaded {ref} ({loaded.kind})")
     return loaded
+
+
+def open_module(
+    ref: str, *, inputs: list[str] | None = None, weights: Path | None = None, trust: bool = False
+) -> Loaded:
+    """`open_model` for a verb that changes PyTorch modules. Raises: UsageError for another kind of model."""
+    loaded = open_model(ref, inputs=inputs, weights=weights, trust=trust)
+    if not loaded.is_module:
+        what = f"this command works on PyTorch modules, and this is {KINDS[loaded.kind]}"
+        raise UsageError(what, where=ref, next="Name the factory in Python that makes the model.")
+    return loaded
+
+
+KINDS = {"onnx": "an ONNX model", "pt2": "an exported program"}
 
 
 @contextmanager

@@ -18,6 +18,17 @@ def known_inputs(loaded: Loaded) -> Any:
     return loaded.example_inputs() if loaded.has_inputs else None
 
 
+def batches(data: str, batch_size: int) -> Any:
+    """The inputs that --data names, in batches."""
+    from bntool.sources.batches import read_batches
+
+    if data != "digits":
+        return read_batches(data, batch_size=batch_size)
+    from bntool.demo.training import digits
+
+    return list(digits().images.split(batch_size))
+
+
 def check_output(loaded: Loaded, output: Path | None, *, force: bool, inputs: Any) -> None:
     """Say now, not after the work, that the result could not be written. Raises: UsageError."""
     from bntool.sources import saving

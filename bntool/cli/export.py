@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bntool.cli import common, screen
-from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.export import ExportReport
@@ -40,9 +39,7 @@ def export(
     from bntool.export import export
     from bntool.sources.writing import beside
 
-    loaded = common.open_model(model, inputs=inputs, weights=weights, trust=trust)
-    if not loaded.is_module:
-        raise UsageError("only a PyTorch module can be exported", where=model, next="Name its factory.")
+    loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
     example = loaded.example_inputs()
     room = common.scratch() if dry_run else beside(output, force=force)
     with screen.progress_bar() as progress, room as target:

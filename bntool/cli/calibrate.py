@@ -1,0 +1,56 @@
+"""`bntool calibrate`: running statistics of norms, computed anew from data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bntool.cli import common, delivery, screen
+
+if TYPE_CHECKING:
+    from bntool.calibrate import CalibrateReport
+
+
+@common.command
+def calibrate(
+    model: common.ModelRef,
+    data: common.Data,
+    output: common.Output = None,
+    batch_size: common.BatchSize = 64,
+    include: common.Include = None,
+    exclude: common.Exclude = None,
+    inputs: common.Inputs = None,
+    weights: common.Weights = None,
+    trust: common.Trust = False,
+    force: common.Force = False,
+    dry_run: common.DryRun = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Compute the running statistics of every norm anew, pooled exactly over the data."""
+    from bntool.calibrate import calibrate
+
+    loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
+    example = delivery.known_inputs(loaded)
+    delivery.check_output(loaded, output, force=force, inputs=example)
+    batches = delivery.batches(data, batch_size)
+    with screen.progress_bar() as progress:
+        options = {"include": include or (), "exclude": exclude or ()}
+        result = calibrate(loaded.model, batches, progress=progress, **options)
+    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
+    if as_json:
+        screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
+        return
+    show(result.report)
+    screen.say(delivery.closing_line(written, dry_run=dry_run))
+
+
+def show(report: CalibrateReport) -> None:
+    """How far each norm's statistics moved."""
+    rows = [
+        (e.name, f"{e.mean_moved:.3g}", f"{e.var_ratio_min:.3g} to {e.var_ratio_max:.3g}", e.note)
+        for e in report.calibrated
+    ]
+    columns = ("norm", "mean moved (std)", "new variance / old", "")
+    screen.table(columns, rows, right=columns[1:3])
+    for name, reason in report.skipped.items():
+        screen.note(f"left alone: {name}: {reason}")
+    screen.say(f"{len(report.calibrated)} norms calibrated on {report.samples} samples")

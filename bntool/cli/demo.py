@@ -1,0 +1,55 @@
+"""`bntool demo`: the whole tour on scikit-learn's digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bntool.cli import common, screen
+
+if TYPE_CHECKING:
+    from bntool.demo import Step, Tour
+
+
+@common.command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write.")] = Path(
+        "demo-out"
+    ),
+    force: common.Force = False,
+    seconds: Annotated[
+        float, typer.Option("--bench-seconds", help="Time to spend on measuring, in all.")
+    ] = 20.0,
+    as_json: common.AsJson = False,
+) -> None:
+    """Train, insert, calibrate, fold, verify, export and bench a small CNN on real digits, in about a minute.
+
+    Prints the commands that do the same on your own model.
+    """
+    from bntool.demo import demo
+
+    with screen.progress_bar() as progress:
+        tour = demo(output, force=force, bench_s=seconds, progress=progress, tell=tell)
+    if as_json:
+        screen.emit_json(tour.to_dict())
+    else:
+        show(tour)
+
+
+def tell(step: Step) -> None:
+    """A step as it is done, on stderr."""
+    if step.command:
+        screen.note(f"$ {step.command}")
+    screen.note(f"  {step.name}: {step.outcome}")
+
+
+def show(tour: Tour) -> None:
+    """The closing table: what happened, and the files written."""
+    screen.table(("step", "what happened"), [(step.name, step.outcome) for step in tour.steps])
+    screen.table(("written", "what it is"), [(s.file, s.name) for s in tour.steps if s.file])
+    screen.say("On your own model:")
+    for step in tour.steps:
+        if step.command:
+            screen.say(f"  {step.command}")

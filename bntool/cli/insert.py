@@ -1,0 +1,92 @@
+"""`bntool insert`: put norms into a model without changing what it computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bntool.cli import common, delivery, screen
+
+if TYPE_CHECKING:
+    from bntool.insert import InsertReport
+
+Norm = Literal["batch", "sync", "group", "layer", "instance", "rms", "renorm", "ghost", "frozen", "auto"]
+Where = Literal["before-activation", "after-activation", "before-layer"]
+
+
+@common.command
+def insert(
+    model: common.ModelRef,
+    output: common.Output = None,
+    inputs: common.Inputs = None,
+    data: common.OptionalData = None,
+    batch_size: common.BatchSize = 64,
+    norm: Annotated[Norm, typer.Option("--norm", help="What to put in; auto decides by n_eff.")] = "batch",
+    where: Annotated[Where, typer.Option("--where", help="Where it goes.")] = "before-activation",
+    init: Annotated[
+        Literal["preserve", "fresh"],
+        typer.Option("--init", help="preserve: outputs stay; fresh: to train anew."),
+    ] = "preserve",
+    layers: Annotated[
+        Literal["conv", "linear", "all"] | None,
+        typer.Option(
+            "--layers", help="Which layers get norms (default: conv, or linear where there is none)."
+        ),
+    ] = None,
+    include: common.Include = None,
+    exclude: common.Exclude = None,
+    form: common.Form = "module",
+    weights: common.Weights = None,
+    trust: common.Trust = False,
+    force: common.Force = False,
+    dry_run: common.DryRun = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Put a norm after every layer that takes one, set so that the model computes what it computed.
+
+    Statistics come from --data, or from random inputs, and the report says which.
+    """
+    from bntool.insert import insert
+
+    loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
+    example = loaded.example_inputs()
+    delivery.check_output(loaded, output, force=force, inputs=example)
+    with screen.progress_bar() as progress:
+        result = insert(
+            loaded.model,
+            example,
+            data=None if data is None else delivery.batches(data, batch_size),
+            norm=norm,
+            where=where,
+            init=init,
+            layers=layers,
+            include=include or (),
+            exclude=exclude or (),
+            form=form,
+            batch_size=batch_size,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
+    if as_json:
+        screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
+        return
+    show(result.report)
+    screen.say(delivery.closing_line(written, dry_run=dry_run))
+
+
+def show(report: InsertReport) -> None:
+    """A line per norm, what was left out and why, and how far the outputs moved."""
+    rows = [(e.layer, e.norm, e.name, e.n_eff, e.why) for e in report.inserted]
+    rows += [(layer, "none", "", "", reason) for layer, reason in report.left_out.items()]
+    screen.table(("layer", "norm", "its name", "n_eff", "note"), rows, right=("n_eff",))
+    screen.say(f"{len(report.inserted)} norms inserted, statistics from {report.data}")
+    if report.eval is not None:
+        found = report.eval
+        screen.say(f"eval mode: outputs moved by at most {found.max_rel_error:.1e} of their largest value")
+    for proof in report.train:
+        change = proof.note or f"outputs differ by {proof.relative_change:.2f} of their spread"
+        screen.say(f"train mode, batch {proof.batch_size}: {change}")
+    for note in report.notes:
+        screen.note(f"note: {note}")

@@ -1,0 +1,50 @@
+"""`bntool replace`: another kind of norm where one is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from bntool.cli import common, delivery, screen
+
+Kind = Literal["batch", "sync", "group", "layer", "instance", "frozen", "none"]
+
+
+@common.command
+def replace(
+    model: common.ModelRef,
+    to: Annotated[Kind, typer.Option("--to", help="The norm to put in place of the one there.")],
+    output: common.Output = None,
+    groups: Annotated[int | None, typer.Option("--groups", min=1, help="Groups of a group norm.")] = None,
+    include: common.Include = None,
+    exclude: common.Exclude = None,
+    inputs: common.Inputs = None,
+    weights: common.Weights = None,
+    trust: common.Trust = False,
+    force: common.Force = False,
+    dry_run: common.DryRun = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Replace norms by another kind, carrying over gamma, beta, eps, dtype and device."""
+    from bntool.replace import replace
+
+    loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
+    example = delivery.known_inputs(loaded)
+    delivery.check_output(loaded, output, force=force, inputs=example)
+    options = {"include": include or (), "exclude": exclude or (), "groups": groups}
+    result = replace(loaded.model, to, example_inputs=example, **options)
+    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
+    if as_json:
+        screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
+        return
+    show(result.report)
+    screen.say(delivery.closing_line(written, dry_run=dry_run))
+
+
+def show(report: Any) -> None:
+    """A line per norm."""
+    rows = [(e.name, e.before, e.after, e.note) for e in report.replaced]
+    rows += [(name, "", "kept", reason) for name, reason in report.kept.items()]
+    screen.table(("norm", "was", "is", "note"), rows)
+    screen.say(f"{len(report.replaced)} norms replaced")
