@@ -10,16 +10,29 @@ from typing import Annotated
 import typer
 
 from bntool.cli import screen, settings
+from bntool.cli.calibrate import calibrate
+from bntool.cli.demo import demo
 from bntool.cli.export import export
 from bntool.cli.fold import fold
+from bntool.cli.insert import insert
 from bntool.cli.inspect import inspect
+from bntool.cli.replace import replace
 from bntool.cli.verify import verify
 from bntool.errors import BntoolError
 
 EXIT_OK, EXIT_GATE, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
 #: every command, in the order that --help shows them
-COMMANDS: tuple[Callable[..., int | None], ...] = (fold, inspect, verify, export)
+COMMANDS: tuple[Callable[..., int | None], ...] = (
+    insert,
+    calibrate,
+    replace,
+    fold,
+    inspect,
+    verify,
+    export,
+    demo,
+)
 
 
 def version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Train a plain network, insert norms, train on, calibrate, fold, verify, export, bench: each with figures."""
+"""Train a plain net, insert norms, train on, calibrate, fold, verify, export, bench, each with figures."""
 
 from __future__ import annotations
 
