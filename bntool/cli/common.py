@@ -90,9 +90,17 @@ def command(run: Callable[..., int | None]) -> Callable[..., int | None]:
 def open_model(
     ref: str, *, inputs: list[str] | None = None, weights: Path | None = None, trust: bool = False
 ) -> Loaded:
-    """Load what the command line names, saying so with -v."""
+    """Load what the command line names, saying so with -v.
+
+    A factory that draws its weights at random draws the same ones in every command, so that a model can be
+    compared with what another command made of it.
+    """
     from bntool.sources import open_model
 
+    if not ref.endswith(".onnx"):
+        import torch
+
+        torch.manual_seed(0)
     loaded = open_model(ref, inputs=inputs, weights=weights, trust=trust)
     screen.detail(f"loaded {ref} ({loaded.kind})")
     return loaded

@@ -6,14 +6,18 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from bntool.errors import LoadError
 from bntool.sources import origin
 from bntool.sources.refs import PythonRef
+
+T = TypeVar("T")
 
 
 def import_place(ref: PythonRef) -> ModuleType:
@@ -21,13 +25,29 @@ def import_place(ref: PythonRef) -> ModuleType:
         return import_file(Path(ref.place))
     try:
         with on_path(Path.cwd(), last=True):
-            return importlib.import_module(ref.place)
+            return with_torchvision(lambda: importlib.import_module(ref.place))
     except ModuleNotFoundError as problem:
         missing = problem.name or ref.place
         what = f"there is no module {missing!r}" + ("" if missing == ref.place else " (imported by it)")
         raise LoadError(what, where=str(ref), next="Check the name, or install the package.") from problem
     except Exception as problem:
         raise LoadError(f"importing it raised {said(problem)}", where=ref.place, next=DEBUG) from problem
+
+
+def with_torchvision(run: Callable[[], T]) -> T:
+    """Run an import, once more where it stops at a torchvision whose compiled operators do not fit torch."""
+    try:
+        return run()
+    except RuntimeError as problem:
+        if "operator torchvision::" not in str(problem):
+            raise
+        from bntool.sources import torchvision_ops
+
+        if not torchvision_ops.declare():
+            raise
+        for half in [module for module in sys.modules if module.partition(".")[0] in ("torchvision", "timm")]:
+            del sys.modules[half]
+        return run()
 
 
 DEBUG = "Run it by itself in Python, or add --debug for the traceback."
@@ -48,7 +68,7 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         with on_path(path.parent), own_siblings(path.parent):
-            spec.loader.exec_module(module)
+            with_torchvision(partial(spec.loader.exec_module, module))
     except BaseException as problem:
         del sys.modules[name]
         if not isinstance(problem, Exception):
