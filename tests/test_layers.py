@@ -12,10 +12,11 @@ FLOORS = (
     ("errors", "progress", "config", "result"),
     ("algebra",),
     ("graphs",),
-    ("search", "plan", "branches"),
+    ("search", "plan", "branches", "rewriting"),
     ("report",),
     ("norms",),
     ("edits",),
+    ("tensors", "fold_module"),
     (
         *("sources", "pooling", "placing"),
         *("fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect"),

@@ -1,0 +1,148 @@
+"""A plan carried out on modules: parameters replaced, folded norms become what else they did, or nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bntool.algebra.affine import Blocked
+from bntool.graphs.fx_calls import owner_part
+from bntool.graphs.fx_sizes import attribute
+from bntool.plan import Plan
+from bntool.rewriting import Rewrite, rewrites
+from bntool.tensors import rewritten
+
+#: attributes in which norm subclasses keep what they do after normalising
+AFTERWARDS = ("drop", "act")
+
+
+class OutOfRange(Exception):
+    """A new value does not fit its dtype: `owner` must stay as it is."""
+
+    def __init__(self, owner: Any, reason: str) -> None:
+        super().__init__(reason)
+        self.owner, self.reason = owner, reason
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What a plan makes of a model's tensors."""
+
+    changed: list[tuple[torch.Tensor, torch.Tensor]]
+    """(old, new), every name of a shared tensor once"""
+    biases: list[tuple[str, torch.Tensor, bool]]
+    """(module path, new bias, whether it needs a gradient)"""
+
+
+def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the model with the plan carried out; what is replaced is never copied.
+
+    Raises: OutOfRange when a new value does not fit its dtype.
+    """
+    tensors = new_tensors(model, plan)
+    memo: dict[int, Any] = {id(old): _in_place_of(old, new) for old, new in tensors.changed}
+    for path in norm_paths(plan):
+        module = model.get_submodule(path)
+        if not afterwards(module):
+            memo[id(module)] = nn.Identity().train(module.training)
+    result = copy.deepcopy(model, memo)
+    _finish(result, plan, tensors)
+    return result
+
+
+def fold_here(model: nn.Module, plan: Plan) -> None:
+    """The plan carried out on the model itself.
+
+    Raises: OutOfRange when a new value does not fit its dtype; nothing has changed then.
+    """
+    tensors = new_tensors(model, plan)
+    for old, new in tensors.changed:
+        old.data = new
+    _finish(model, plan, tensors)
+
+
+def _finish(model: nn.Module, plan: Plan, tensors: Tensors) -> None:
+    for path, bias, trains in tensors.biases:
+        model.get_submodule(path).register_parameter("bias", nn.Parameter(bias, requires_grad=trains))
+    for path in norm_paths(plan):
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.Identity):
+            replace(model, path, _without_norm(module))
+
+
+def new_tensors(model: nn.Module, plan: Plan) -> Tensors:
+    """Compute everything that changes; the model stays as it is."""
+    named = _by_place(model)
+    result = Tensors([], [])
+    for rewrite in rewrites(plan.changes.values()):
+        if rewrite.param is None:
+            result.biases.extend(_new_biases(model, rewrite))
+            continue
+        old = attribute(model, rewrite.param.name)
+        new = _checked(rewrite, old)
+        result.changed.extend((twin, new) for twin in named.get(owner_part(old), [old]))
+    return result
+
+
+def _by_place(model: nn.Module) -> dict[Hashable, list[torch.Tensor]]:
+    """Tensors by the memory they use: several parameters may be one."""
+    result: dict[Hashable, list[torch.Tensor]] = {}
+    for _, tensor in (*model.named_parameters(), *model.named_buffers()):
+        result.setdefault(owner_part(tensor), []).append(tensor)
+    return result
+
+
+def _checked(rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor:
+    tensor = rewritten(rewrite, old)
+    if isinstance(tensor, Blocked):
+        raise OutOfRange(rewrite.node.owner, tensor.reason)
+    return tensor
+
+
+def _new_biases(model: nn.Module, rewrite: Rewrite) -> list[tuple[str, torch.Tensor, bool]]:
+    weight = attribute(model, rewrite.node.params["weight"].name)
+    assert rewrite.value is not None
+    new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape))
+    shares = [path for path, m in model.named_modules() if m._parameters.get("weight") is weight]
+    return [(path, new, weight.requires_grad) for path in shares]
+
+
+def _in_place_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    if not isinstance(old, nn.Parameter):
+        return new
+    parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+    parameter.__dict__.update(old.__dict__)
+    return parameter
+
+
+def norm_paths(plan: Plan) -> list[str]:
+    """Where the folded norms are, every name of a shared one."""
+    return list(dict.fromkeys(name for step in plan.steps for name in step.norm.names))
+
+
+def afterwards(module: nn.Module) -> list[nn.Module]:
+    """What a norm subclass does after normalising: dropout, activation."""
+    if type(module).__module__.startswith("torch.nn"):
+        return []
+    parts = [getattr(module, name, None) for name in AFTERWARDS]
+    return [p for p in parts if isinstance(p, nn.Module) and type(p) is not nn.Identity]
+
+
+def _without_norm(module: nn.Module) -> nn.Module:
+    parts = afterwards(module)
+    left = nn.Identity() if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    return left.train(module.training) if not parts else left
+
+
+def replace(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` at `path`, and at every other name under which the same module is registered."""
+    old = model.get_submodule(path)
+    for parent in model.modules():
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new

@@ -1,0 +1,129 @@
+"""One call in a torch.fx graph, as the tables of `fx_kinds` read it: arguments, known numbers, parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from bntool.algebra.affine import Array
+from bntool.graphs.base import Param
+from bntool.graphs.fx_sizes import UNKNOWN, Sizes, attribute
+
+
+def names(text: str) -> frozenset[str]:
+    """A table written as words."""
+    return frozenset(text.split())
+
+
+#: what an attribute or method tells of a tensor without reading its data
+SIZE_ATTRIBUTES = names("shape ndim dtype device is_cuda requires_grad layout itemsize names")
+SIZE_METHODS = names(
+    "size dim ndimension numel nelement stride is_floating_point is_complex element_size get_device "
+    "is_contiguous type"
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a table says of a call: its neutral kind, which arguments are inputs, attributes, parameters."""
+
+    kind: str
+    inputs: tuple[Any, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Param] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call with its arguments read by position or by name."""
+
+    node: fx.Node
+    root: nn.Module
+    sizes: Sizes
+
+    def get(self, position: int, name: str, default: Any = None) -> Any:
+        if len(self.node.args) > position:
+            return self.node.args[position]
+        return self.node.kwargs.get(name, default)
+
+    def number(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument that is a plain value (or a nest of them), traced or not; UNKNOWN when it is data."""
+        return self.known(self.get(position, name, default))
+
+    def known(self, argument: Any) -> Any:
+        values = fx.node.map_arg(argument, lambda n: self.sizes.value(n))
+        flat: list[Any] = []
+        fx.node.map_aggregate(values, flat.append)
+        return UNKNOWN if any(v is UNKNOWN or isinstance(v, torch.Tensor) for v in flat) else values
+
+    def shape(self, argument: Any) -> tuple[int, ...] | None:
+        value = self.sizes.value(argument) if isinstance(argument, fx.Node) else argument
+        return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+    def rank(self, argument: Any) -> int | None:
+        shape = self.shape(argument)
+        return None if shape is None else len(shape)
+
+    def param(self, argument: Any) -> Param | None:
+        """The parameter an argument is, read directly or computed from others (then not writable)."""
+        if not isinstance(argument, fx.Node):
+            return None
+        if argument.op == "get_attr":
+            return param_of(attribute(self.root, str(argument.target)), str(argument.target))
+        shape = self.shape(argument)
+        if shape is None or not is_constant(argument):
+            return None
+        return Param(argument.name, ("computed", argument), shape, "", _unknown_value, writable=False)
+
+    def module(self) -> nn.Module:
+        return self.root.get_submodule(str(self.node.target))
+
+
+def _unknown_value() -> Array:
+    raise AssertionError("a computed parameter is never fetched")
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether a value derives from parameters and literals alone."""
+    if node.op in ("placeholder", "call_module"):
+        return False
+    return node.op == "get_attr" or (
+        bool(node.all_input_nodes) and all(is_constant(n) for n in node.all_input_nodes)
+    )
+
+
+def tensor_key(tensor: torch.Tensor) -> Hashable:
+    """Equal for tensors that share memory: what is written to one shows in the other."""
+    if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided:
+        return id(tensor)
+    return (str(tensor.device), tensor.untyped_storage().data_ptr())
+
+
+def owner_part(tensor: torch.Tensor) -> Hashable:
+    if tensor.layout != torch.strided:
+        return tensor_key(tensor)
+    return (tensor_key(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def param_of(tensor: torch.Tensor, name: str) -> Param:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Param(name, tensor_key(tensor), tuple(tensor.shape), dtype, lambda: to_float64(tensor))
+
+
+def to_float64(tensor: torch.Tensor) -> Array:
+    return np.asarray(tensor.detach().to("cpu", torch.float64).numpy())
+
+
+def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[str, Param]:
+    """The tensors of `module` under the neutral names: {neutral: attribute}."""
+    result = {}
+    for neutral, attr in names.items():
+        tensor = getattr(module, attr, None)
+        if isinstance(tensor, torch.Tensor):
+            result[neutral] = param_of(tensor, f"{path}.{attr}" if path else attr)
+    return result

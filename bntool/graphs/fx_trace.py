@@ -1,0 +1,225 @@
+"""nn.Module -> torch.fx graphs, one for each way its control flow can go.
+
+Modules of a known exact type are leaves; a subclass with its own forward is traced into, so that what it does
+is seen instead of believed. A truth value that depends on data forks: both outcomes are traced, each a graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bntool.graphs.fx_sizes import UNKNOWN, Sizes
+
+#: control flow is followed through at most so many ways
+MAX_PATHS = 32
+IN_PLACE = {
+    "__iadd__": operator.iadd,
+    "__isub__": operator.isub,
+    "__imul__": operator.imul,
+    "__itruediv__": operator.itruediv,
+    "__setitem__": operator.setitem,
+}
+
+
+class TooManyPaths(Exception):
+    """The control flow has more ways than are worth following."""
+
+
+class Value(fx.Proxy):
+    """A traced value that knows sizes when they are asked for, and does not hide in-place arithmetic."""
+
+    def __index__(self) -> int:
+        return int(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __len__(self) -> int:
+        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
+        if isinstance(known, (tuple, list, torch.Tensor)):
+            return len(known)
+        raise fx.proxy.TraceError("the length of a traced value is not known")
+
+    def _number(self) -> Any:
+        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
+        if isinstance(known, (int, float, bool)):
+            return known
+        raise fx.proxy.TraceError("a number is read from data")
+
+
+def _in_place(name: str, function: Callable[..., Any]) -> None:
+    def method(self: Value, *args: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+    method.__name__ = name
+    setattr(Value, name, method)
+
+
+for _name, _function in IN_PLACE.items():
+    _in_place(_name, _function)
+
+
+@dataclass
+class Watch:
+    """Values that a hook sees: fx nodes -> the sentence that says so."""
+
+    seen: dict[fx.Node, str] = field(default_factory=dict)
+
+    def mark(self, values: Any, why: str) -> None:
+        fx.node.map_aggregate(values, lambda v: self._one(v, why))
+
+    def _one(self, value: Any, why: str) -> Any:
+        if isinstance(value, fx.Proxy):
+            self.seen[value.node] = why
+        return value
+
+
+class Tracer(fx.Tracer):
+    """Traces one way through a module; `decisions` says how its forks go, and grows by those it meets."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        is_leaf: Callable[[nn.Module, str], bool],
+        decisions: list[bool],
+        inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    ) -> None:
+        super().__init__(param_shapes_constant=False)
+        self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
+        self.taken = 0
+        self.measuring = False
+        """Whether sizes are being worked out: modules then run as they are."""
+        self.path = ""
+        self.failed_in: str | None = None
+        self.watch = Watch()
+        self.sizes: Sizes | None = None
+        self.names: dict[int, str] = {}
+
+    def run(self, root: nn.Module) -> fx.Graph:
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            self.names.setdefault(id(tensor), name)
+        self.sizes = Sizes(root, self.inputs)
+        return self.trace(root)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.is_leaf(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Value(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["at"] = self.path
+        return node
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers read by traced code become values of the graph, one for each tensor."""
+        name = self.names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        if name is None or self.measuring:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.measuring:
+            return forward(*args, **kwargs)
+        name = self.path_of_module(m)
+        with self._inside(name):
+            why = f"a hook on {name} sees this value" if has_hooks(m) else ""
+            if why:
+                self.watch.mark((args, kwargs), why)
+            if self.is_leaf(m, name):
+                result = self.create_proxy("call_module", name, args, kwargs)
+            else:
+                result = m.forward(*args, **kwargs)
+            if why:
+                self.watch.mark(result, why)
+            return result
+
+    @contextlib.contextmanager
+    def _inside(self, name: str) -> Iterator[None]:
+        outer, self.path = self.path, name
+        try:
+            yield
+        except Exception:
+            self.failed_in = name if self.failed_in is None else self.failed_in
+            raise
+        finally:
+            self.path = outer
+
+    def known(self, node: fx.Node) -> Any:
+        assert self.sizes is not None
+        self.measuring = True
+        try:
+            return self.sizes.value(node)
+        finally:
+            self.measuring = False
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        known = self.known(obj.node)
+        if known is not UNKNOWN and not isinstance(known, torch.Tensor):
+            return bool(known)
+        if self.taken == len(self.decisions):
+            self.decisions.append(True)
+        self.taken += 1
+        return self.decisions[self.taken - 1]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        known = self.known(obj.node)
+        if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
+            return iter([obj[i] for i in range(len(known))])
+        return super().iter(obj)
+
+
+def has_hooks(m: nn.Module) -> bool:
+    return any((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
+
+
+@dataclass
+class Way:
+    """One way through a module: its graph, its sizes, the values hooks see."""
+
+    graph: fx.Graph
+    sizes: Sizes
+    watched: dict[fx.Node, str]
+
+
+def ways_through(
+    root: nn.Module,
+    is_leaf: Callable[[nn.Module, str], bool],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+) -> list[Way] | str:
+    """Every way through `root`, or the path of the module that cannot be traced."""
+    ways: list[Way] = []
+    todo: list[list[bool]] = [[]]
+    while todo:
+        if len(ways) + len(todo) > MAX_PATHS:
+            return ""
+        decisions = todo.pop()
+        given = len(decisions)
+        tracer = Tracer(is_leaf, decisions, inputs)
+        try:
+            graph = tracer.run(root)
+        except Exception as error:
+            forked = bool(decisions)
+            if not (forked and isinstance(error, (AssertionError, ValueError))):
+                return tracer.failed_in or ""
+        else:
+            assert tracer.sizes is not None
+            ways.append(Way(graph, tracer.sizes, tracer.watch.seen))
+        todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
+    return ways or ""
