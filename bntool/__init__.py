@@ -28,6 +28,8 @@ _HOME = {
     "verify": "bntool.verify",
     "apply_plan": "bntool.edits",
     "bench": "bntool.bench.compare",
+    "fold": "bntool.fold",
+    "fold_": "bntool.fold",
     "insert": "bntool.insert",
     "calibrate": "bntool.calibrate",
     "BntoolError": "bntool.errors",

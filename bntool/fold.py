@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -37,19 +37,44 @@ def fold(
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
     progress("fold", 0, 2)
-    plan, graph = plan_of(model, example_inputs, keep=keep)
-    barred: dict[Hashable, str] = {}
-    while True:
-        try:
-            folded = folded_copy(model, plan)
-            break
-        except OutOfRange as problem:
-            barred[problem.owner] = problem.reason
-            plan = make_plan(graph, keep=keep, barred=barred)
+    graph = module_graph(model, call_arguments(example_inputs))
+    folded, plan = _carried_out(graph, keep, lambda plan: folded_copy(model, plan))
     progress("fold", 1, 2)
     verification = checked(model, folded, example_inputs) if verify and example_inputs is not None else None
     progress("fold", 2, 2)
     return Result(folded, report_of(plan, graph, verification))
+
+
+def fold_(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    keep: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Result[nn.Module, FoldReport]:
+    """Fold in place: no copy of the model is made, so nothing can be compared with the original.
+
+    Takes little more memory than the largest weights that change.
+    """
+    progress("fold", 0, 1)
+    graph = module_graph(model, call_arguments(example_inputs))
+    _, plan = _carried_out(graph, keep, lambda plan: fold_here(model, plan))
+    progress("fold", 1, 1)
+    return Result(model, report_of(plan, graph))
+
+
+T = TypeVar("T")
+
+
+def _carried_out(graph: FxGraph, keep: Sequence[str], work: Callable[[Plan], T]) -> tuple[T, Plan]:
+    """Plan and do it; where a new value would leave its dtype's range, plan again without that owner."""
+    barred: dict[Hashable, str] = {}
+    while True:
+        plan = make_plan(graph, keep=keep, barred=barred)
+        try:
+            return work(plan), plan
+        except OutOfRange as problem:
+            barred[problem.owner] = problem.reason
 
 
 def plan_of(

@@ -158,23 +158,13 @@ class _Planner:
         found = Search(self.graph, transparent, self.barred).run(goals)
         if isinstance(found, Blocked):
             return found
-<<<<<<< HEAD
         disagreed = self._agreed(found)
         return found if disagreed is None else disagreed
-=======
-        refusal = self._agreed(found)
-        return found if refusal is None else refusal
->>>>>>> cefcca1 (Fold in module form: planned on the traced graph, parameters rewritten in float64, norms gone)
 
     def _agreed(self, found: Found) -> Blocked | None:
         """Every call of an owner must take the same map, and nobody else may read what changes."""
         for absorbs in by_owner(found.absorbed).values():
-<<<<<<< HEAD
             for refusal in (self._one_map(absorbs), self._nobody_else_reads(absorbs)):
-=======
-            for check in (self._one_map, self._nobody_else_reads):
-                refusal = check(absorbs)
->>>>>>> cefcca1 (Fold in module form: planned on the traced graph, parameters rewritten in float64, norms gone)
                 if refusal is not None:
                     return refusal
         return None

@@ -116,12 +116,8 @@ class Search:
             if len(ways) > 1:
                 return self._first(ways, goals[1:], found)
             goals = (*ways[0], *goals[1:])
-<<<<<<< HEAD
         waiting = next(iter(found.waiting.values()), None)  # a Blocked is falsy: `or` would lose it
         return found if waiting is None else waiting
-=======
-        return next(iter(found.waiting.values()), found)
->>>>>>> cefcca1 (Fold in module form: planned on the traced graph, parameters rewritten in float64, norms gone)
 
     def _first(self, ways: list[list[Goal]], rest: tuple[Goal, ...], found: Found) -> Found | Blocked:
         refusal = TOO_FAR

@@ -7,7 +7,9 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 
 #: control flow is followed through at most so many ways
 MAX_PATHS = 32
+CONTAINERS = (dict, list, set, OrderedDict)
 IN_PLACE = {
     "__iadd__": operator.iadd,
     "__isub__": operator.isub,
@@ -185,6 +188,33 @@ class Tracer(fx.Tracer):
         return super().iter(obj)
 
 
+@contextlib.contextmanager
+def untouched(root: nn.Module) -> Iterator[None]:
+    """Takes back what a traced forward leaves on its modules: cached values, counters, collected outputs."""
+    before = [(m, {k: _held(v) for k, v in m.__dict__.items()}) for m in root.modules()]
+    try:
+        yield
+    finally:
+        for module, held in before:
+            _restore(module.__dict__, held)
+
+
+def _held(value: Any) -> tuple[Any, Any]:
+    return value, copy.copy(value) if type(value) in CONTAINERS else None
+
+
+def _restore(now: dict[str, Any], held: dict[str, tuple[Any, Any]]) -> None:
+    for name in now.keys() - held.keys():
+        del now[name]
+    for name, (value, content) in held.items():
+        now[name] = value
+        if type(value) is list:
+            value[:] = content
+        elif content is not None:
+            value.clear()
+            value.update(content)
+
+
 def has_hooks(m: nn.Module) -> bool:
     return any((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
 
@@ -213,7 +243,8 @@ def ways_through(
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs)
         try:
-            graph = tracer.run(root)
+            with untouched(root):
+                graph = tracer.run(root)
         except Exception as error:
             forked = bool(decisions)
             if not (forked and isinstance(error, (AssertionError, ValueError))):
