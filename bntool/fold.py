@@ -10,7 +10,7 @@ from torch import nn
 
 from bntool.algebra.affine import ChannelAffine
 from bntool.errors import UsageError
-from bntool.fold_module import OutOfRange, folded_copy
+from bntool.fold_module import OutOfRange, fold_here, folded_copy
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.islands import module_graph
 from bntool.plan import Norm, Plan, Step, make_plan
