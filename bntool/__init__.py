@@ -32,6 +32,7 @@ _HOME = {
     "fold_": "bntool.fold",
     "insert": "bntool.insert",
     "calibrate": "bntool.calibrate",
+    "replace": "bntool.replace",
     "BntoolError": "bntool.errors",
     "export": "bntool.export",
 }

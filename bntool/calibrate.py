@@ -131,7 +131,7 @@ def _settle(
     peak = peak_bytes(model, lambda: trails.probe(work[0])) * sum(call.size for call in work)
     fits = method == "lockstep" or (peak <= (memory or free_bytes(model) // 3) and len(work) <= MOST)
     together = ranks.smallest(int(fits and method != "passes"), device_of(model))
-    book = Book(norms, len(work), trails, progress)
+    book = Book(norms, ranks.total(len(work), device_of(model)), trails, progress)
     if together:
         return side_by_side(work, book)
     for call in work if not traces(model) else []:
@@ -176,7 +176,7 @@ def _left_alone(
     trained: bool,
 ) -> str:
     """Why the norm is not calibrated; empty when it is."""
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise UsageError("a lazy norm without a size yet", where=name, next="Run the model once first.")
     if not isinstance(module, _BatchNorm):
         kind = "frozen" if not isinstance(module, _InstanceNorm) else "an instance norm"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bntool.errors import LoadError
-from bntool.norms.stand_in import Normed, StandIn
+from bntool.norms.stand_in import NormAct, Normed, StandIn
 
 SCHEMA_VERSION = 1
 _RECORD = "_bntool_edits"
@@ -82,9 +82,15 @@ def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> None:
 
 
 def _replace(model: nn.Module, edit: Edit) -> None:
-    """{"op": "replace", "path", "module"}: put another module where one was, under all of its names."""
+    """{"op": "replace", "path", "module", "keeps"}: put another module where one was, under all of its names.
+
+    `keeps` (optional) says that the new norm goes on with the old one's dropout and activation.
+    """
     old = model.get_submodule(edit["path"])
-    _exchange(model, old, build(edit["module"], like=old))
+    new = build(edit["module"], like=old)
+    if edit.get("keeps"):
+        new = NormAct(new, *(old.get_submodule(part) for part in ("drop", "act")))
+    _exchange(model, old, new)
 
 
 def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

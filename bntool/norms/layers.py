@@ -89,7 +89,8 @@ class GhostBatchNorm(_AnyRank):
         return float(1.0 - (1.0 - momentum) ** (1.0 / chunks))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
+        own = f"virtual_batch_size={self.virtual_batch_size}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {own}"
 
 
 class BatchRenorm(_AnyRank):
@@ -165,7 +166,7 @@ class BatchRenorm(_AnyRank):
 
     def extra_repr(self) -> str:
         limits = f"r_max={self.r_max}, d_max={self.d_max}, warmup={self.warmup}"
-        return f"{super().extra_repr()}, {limits}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {limits}"
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -200,7 +201,8 @@ class ChannelsLast(nn.Sequential):
         super().__init__(norm)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
+        flat: Tensor = self[0](input.reshape(-1, input.shape[-1]))
+        return flat.reshape(input.shape)
 
 
 class Gated(nn.Module):

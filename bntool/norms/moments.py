@@ -96,7 +96,7 @@ def _centred(rows: Tensor) -> Planes:
     """The moments of each row, a few at a time so that the deviations stay in the cache."""
     n, c, length = rows.shape
     step = max(1, CACHED // max(1, length))
-    parts = [_deviations(part) for part in rows.reshape(n * c, length).split(step)]
+    parts = [_deviations(part) for part in torch.split(rows.reshape(n * c, length), step)]
     mean, m2 = (torch.cat(found).view(n, c) for found in zip(*parts, strict=True))
     return Planes(length, mean, m2)
 

@@ -23,7 +23,7 @@ class StandIn(nn.Sequential):
 
     @property
     def inner(self) -> nn.Module:
-        return self._modules[self._inner]  # type: ignore[return-value]
+        return self._modules[self._inner]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -86,6 +86,9 @@ class NormAct(StandIn):
 
     _inner = "norm"
 
+    def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(OrderedDict(norm=norm, drop=drop, act=act))
+
 
 @torch.no_grad()
 def unchanging(norm: nn.Module, bias: Tensor | None = None) -> dict[str, Tensor]:
@@ -98,7 +101,7 @@ def unchanging(norm: nn.Module, bias: Tensor | None = None) -> dict[str, Tensor]
     mean, var = state.get("running_mean"), state.get("running_var")
     if mean is None or var is None or "weight" not in state:
         return state
-    state["weight"] = torch.sqrt(var.double() + norm.eps).to(var.dtype)  # type: ignore[operator]
+    state["weight"] = torch.sqrt(var.double() + norm.eps).to(var.dtype)
     if bias is not None:
         state["bias"] = mean.double().add(bias.double()).to(mean.dtype)
     else:

@@ -84,11 +84,10 @@ def set_unchanging(norm: nn.Module, seen: Moments, bias: Tensor | None, batches:
 @torch.no_grad()
 def set_similar(norm: nn.Module, seen: Moments) -> None:
     """weight = std and bias = mean of what the norm reads: the same range of values, not the same values."""
-    inner = next((m for m in norm.modules() if getattr(m, "weight", None) is not None), None)
-    if inner is not None:
-        inner.weight.copy_(seen.variance().sqrt())  # type: ignore[operator, union-attr]
-    if inner is not None and getattr(inner, "bias", None) is not None:
-        inner.bias.copy_(seen.mean)  # type: ignore[operator, union-attr]
+    inner = next((m for m in norm.modules() if getattr(m, "weight", None) is not None), norm)
+    for name, value in (("weight", seen.variance().sqrt()), ("bias", seen.mean)):
+        if isinstance(parameter := getattr(inner, name, None), Tensor):
+            parameter.copy_(value)
 
 
 def random_calls(example: Call, *, seed: int = 0) -> list[Call]:

@@ -28,6 +28,11 @@ def smallest(value: int, device: torch.device) -> int:
     return min(int(v) for v in all_of(torch.tensor(value, device=device)))
 
 
+def total(value: int, device: torch.device) -> int:
+    """The sum of all processes' `value`."""
+    return sum(int(v) for v in all_of(torch.tensor(value, device=device)))
+
+
 def pooled(own: Moments) -> Moments:
     """The moments of all processes' values together, the same on every rank."""
     rows = torch.stack((torch.full_like(own.mean, own.count), own.mean, own.m2))

@@ -47,7 +47,8 @@ class Trails:
     """In which order the norms are called, and how often, from calls that were run."""
 
     def __init__(self, model: nn.Module, norms: Norms) -> None:
-        self.model, self.names = model, {m: n for n, m in norms.items()}
+        self.model = model
+        self.names: dict[nn.Module, str] = {m: n for n, m in norms.items()}
         self.trails: list[list[nn.Module]] = []
         self.counts: Counter[nn.Module] = Counter()
 
