@@ -78,7 +78,7 @@ def norm_share(profile: dict[str, float]) -> float | None:
 
 def output_error(baseline: Examination, other: Examination, declared: str) -> OutputError | None:
     """The candidate's outputs against the baseline's, or None where either has none."""
-    if baseline.failure or other.failure:
+    if baseline.failure or other.failure or baseline.candidate.reference:
         return None
     dtypes = [declared, *(str(e.facts.get("dtype", "")) for e in (baseline, other))]
     layers = max(int(e.facts.get("layers", 1)) for e in (baseline, other))

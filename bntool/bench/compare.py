@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bntool.bench.candidates import LiveFolder, from_models, labelled, under
-from bntool.bench.judge import Waivers
+from bntool.bench.candidates import LiveFolder, from_models
+from bntool.bench.cases import spread_out, two_sided, with_file
 from bntool.bench.plan import Budgets, Case, Effort, Gate
-from bntool.bench.protocol import Candidate, Conditions
+from bntool.bench.protocol import Candidate, Conditions, Side
 from bntool.bench.result import Comparison
+from bntool.bench.revision import revision_in, side_of
 from bntool.bench.run import run_cases
 from bntool.errors import UsageError
 from bntool.progress import Progress, silent
@@ -40,6 +42,8 @@ def bench(
     inputs: Sequence[str] = (),
     trust: bool = False,
     weights: str | Path | None = None,
+    against: str | None = None,
+    pythons: Sequence[str] = (),
     allocator: str = "fixed",
     confirm: bool = True,
     profile: bool = False,
@@ -55,6 +59,8 @@ def bench(
     mapping gives them names. All of them run on `example_inputs` (default: the baseline's own, or `inputs`
     written as on the command line). `runtimes` and `batch` make one case each: every model under every one.
     `budget_s` is sampling time per case; `precision` 0.01 asks for intervals of at most +-1 %.
+    `against="git:origin/main"` compares every model with itself at that revision; `pythons` names the
+    interpreter of the baseline's side and, if there are two, of the other: then one model is enough.
 
     Live modules travel to the workers as pickles that only this run reads. Where that is impossible the case
     is measured inside this process, on copies, and the report says so.
@@ -74,19 +80,37 @@ def bench(
         seed=seed,
         flush_l2=flush_l2,
     )
-    with tempfile.TemporaryDirectory(prefix="bntool-live-") as folder:
-        live = LiveFolder(Path(folder))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bntool-live-")))
+        live = LiveFolder(folder)
         named = [with_file(c, trust, weights) for c in from_models(models, live)]
         if example_inputs is not None:
-            conditions = replace(conditions, inputs=save(example_inputs, Path(folder)))
-        cases = spread_out(named, gate, conditions, runtimes, batch)
-        return run_cases(
-            cases, effort, on_inconclusive=on_inconclusive, waivers=Waivers(), live=live, progress=progress
-        )
+            conditions = replace(conditions, inputs=save(example_inputs, folder))
+        if against or pythons:
+            other = stack.enter_context(side_of(revision_in(against))) if against else Side()
+            cases = apart(named, gate, conditions, runtimes, batch, other, pythons)
+        else:
+            cases = spread_out(named, gate, conditions, runtimes, batch)
+        return run_cases(cases, effort, on_inconclusive=on_inconclusive, live=live, progress=progress)
 
 
-def with_file(candidate: Candidate, trust: bool, weights: str | Path | None) -> Candidate:
-    return replace(candidate, trust=trust, weights=str(weights) if weights else None)
+def apart(
+    candidates: Sequence[Candidate],
+    gate: Gate,
+    conditions: Conditions,
+    runtimes: Sequence[str],
+    batch: Sequence[int],
+    other: Side,
+    pythons: Sequence[str],
+) -> list[Case]:
+    """Each candidate against itself elsewhere, under every runtime and batch size."""
+    if any(c.live for c in candidates):
+        raise UsageError("live modules have no other revision or environment", next="Pass references.")
+    return [
+        two_sided(case, other, pythons)
+        for c in candidates
+        for case in spread_out([c, c], gate, conditions, runtimes, batch)
+    ]
 
 
 def save(inputs: Any, folder: Path) -> str:
@@ -95,38 +119,3 @@ def save(inputs: Any, folder: Path) -> str:
     path = folder / "given_inputs.pt"
     torch.save(inputs, path)
     return str(path)
-
-
-def spread_out(
-    candidates: Sequence[Candidate],
-    gate: Gate,
-    conditions: Conditions,
-    runtimes: Sequence[str],
-    batches: Sequence[int],
-) -> list[Case]:
-    """One case per runtime and batch size, each with all candidates. Raises: UsageError for fewer than
-    two.
-    """
-    if len(candidates) < 2:
-        raise UsageError("bench compares a baseline with at least one other model", next="Name two models.")
-    check(conditions)
-    cases = []
-    for name in runtimes or [""]:
-        chosen = [under(c, name) for c in candidates] if name else list(candidates)
-        for batch in (*batches,) or (None,):
-            parts = [name] if name else []
-            parts += [f"batch {batch}"] if batch else []
-            cases.append(
-                Case(", ".join(parts) or "bench", labelled(chosen), replace(conditions, batch=batch), gate)
-            )
-    return cases
-
-
-def check(conditions: Conditions) -> None:
-    for what, value, allowed in (
-        ("mode", conditions.mode, ("infer", "train")),
-        ("dtype", conditions.dtype, ("", "float32", "float64", "float16", "bfloat16")),
-        ("device", conditions.device.split(":")[0], ("cpu", "cuda", "mps")),
-    ):
-        if value not in allowed:
-            raise UsageError(f"unknown {what} {value!r}", next=f"Use {', '.join(filter(None, allowed))}.")

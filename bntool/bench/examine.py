@@ -59,13 +59,14 @@ def prepare(case: Case, effort: Effort, spawn: Spawn, folder: Path) -> tuple[Cas
 def with_inputs(case: Case, spawn: Spawn, folder: Path) -> Conditions:
     """Save the baseline's inputs where every candidate finds them. Raises: RunError."""
     path = str(folder / "inputs.pt")
-    worker = spawn(case.side(0), {0: case.candidates[0]}, case.conditions)
+    giver = next(i for i, c in enumerate(case.candidates) if not c.reference)
+    worker = spawn(case.side(giver), {giver: case.candidates[giver]}, case.conditions)
     try:
-        items = worker.ask("save_inputs", candidate=0, path=path)["items"]
+        items = worker.ask("save_inputs", candidate=giver, path=path)["items"]
     except CandidateError as problem:
         raise failure_of(problem) from None
     except WorkerDied as death:
-        raise RunError(death.message, where=case.candidates[0].name) from None
+        raise RunError(death.message, where=case.candidates[giver].name) from None
     finally:
         worker.close()
     return replace(case.conditions, inputs=path, items=items)

@@ -83,6 +83,7 @@ def pair(t: Timed, index: int, ratio: Ratio) -> PairResult:
         budgets=budgets,
         warning=outputs.reason if outputs else "",
         why=why,
+        replicate_log_ratios=tuple(found.centers(index)),
         between=between,
         within=within,
     )

@@ -12,7 +12,8 @@ class Candidate:
     """One thing that is timed: a model under a runtime.
 
     `live` is the file that this harness itself pickled a live module into; `artefact` is what `build` made of
-    the model for a runtime that wants a file (an ONNX model, a compiled package).
+    the model for a runtime that wants a file (an ONNX model, a compiled package). `reference` marks the
+    reference workload, which runs on inputs of its own.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Candidate:
     trust: bool = False
     live: str | None = None
     artefact: str | None = None
+    reference: bool = False
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Candidate:

@@ -74,6 +74,8 @@ class PairResult:
     and `why` explains a verdict that is not what the interval alone would say. `gate` is "pass", "fail" or
     "inconclusive"; `waived` holds the reason where a failing gate was waived. `confirmation` is the ratio
     that fresh workers gave after a failing gate.
+    `between` and `within` are what fresh processes disagree by, and the noise of one process's number, as
+    standard deviations of the log-ratio.
     """
 
     case: str
@@ -91,6 +93,7 @@ class PairResult:
     why: str = ""
     waived: str = ""
     confirmation: Ratio | None = None
+    replicate_log_ratios: tuple[float, ...] = ()
     between: float = 0.0
     within: float = 0.0
 

@@ -26,7 +26,9 @@ class Source:
     """
 
     def __init__(self, candidate: Candidate, conditions: Conditions, root: str = "") -> None:
-        self.candidate, self.conditions, self.root = candidate, conditions, root
+        self.candidate, self.root = candidate, root
+        # the reference workload is the same everywhere: whatever is asked of the others
+        self.conditions = Conditions(threads=conditions.threads) if candidate.reference else conditions
 
     @cached_property
     def loaded(self) -> Loaded:
