@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bntool.bench.compare import bench as bench
     from bntool.edits import apply_plan as apply_plan
     from bntool.errors import BntoolError as BntoolError
     from bntool.export import export as export

@@ -48,11 +48,12 @@ def headline(p: Mapping[str, Any]) -> str:
     return "; ".join([p["headline"], *broken])
 
 
-def annotations(document: Mapping[str, Any]) -> list[str]:
+def workflow_commands(document: Mapping[str, Any]) -> list[str]:
     """GitHub workflow commands: an error for a failing gate, a warning for what is doubtful."""
     lines = []
     for p in document["comparisons"]:
-        text = f"{p['name']}: {headline(p)} (ratio {rows.number(p['ratio']['estimate'])} {rows.interval_of(p['ratio'])})"
+        ratio = f"{rows.number(p['ratio']['estimate'])} {rows.interval_of(p['ratio'])}"
+        text = f"{p['name']}: {headline(p)} (ratio {ratio})"
         level = "error" if p["gate"] == "fail" and not p["waived"] else "warning"
         if p["gate"] != "pass" or p["warning"]:
             lines.append(f"::{level} title=bntool bench::{escape(text)}")

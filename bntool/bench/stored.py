@@ -80,8 +80,8 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
         raise LoadError(
-            "this is no baseline of ratios. A stored time is no baseline: between runs on one machine the same "
-            "code raises false alarms in 15-51 % of comparisons at 10 %, and hosted runners differ twofold",
+            "this holds no ratios, and a stored time is no baseline: between two runs on one machine the "
+            "same code raises false alarms in 15-51 % of comparisons, and hosted runners differ twofold",
             where=str(path),
             next="Store ratios to the reference workload with --save-baseline FILE.",
         )

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bntool.cli import screen, settings
+from bntool.cli.bench import bench
 from bntool.cli.calibrate import calibrate
 from bntool.cli.demo import demo
 from bntool.cli.export import export
@@ -31,6 +32,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     inspect,
     verify,
     export,
+    bench,
     demo,
 )
 

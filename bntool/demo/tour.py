@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bntool.bench import bench
+from bntool.bench.compare import bench
 from bntool.calibrate import calibrate
 from bntool.demo.training import Digits, accuracy, digits, train
 from bntool.errors import UsageError
