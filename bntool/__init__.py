@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {
+    "study": "bntool.study.study",
     "load": "bntool.sources",
     "save": "bntool.sources.saving",
     "verify": "bntool.verify",

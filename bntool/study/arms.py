@@ -1,0 +1,110 @@
+"""The arms of a study: the user's model with one kind of norm or another, made by our own insert and replace.
+
+`none` is the plain model (its own norms taken out), `batch` has batch norms, and so on. `control` arms are
+the plain model once more under another name: whatever a study finds between them is an error of the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bntool.errors import UsageError
+
+PLAIN = "none"
+NORMS = ("none", "batch", "group", "layer", "instance", "renorm", "ghost", "rms")
+OWN_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+ANY_NORM = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+#: examples that share statistics in ghost batch norm
+GHOST_SIZE = 8
+
+
+def check_norms(norms: Sequence[str]) -> tuple[str, ...]:
+    """Raises: UsageError when a name is unknown or twice there, or fewer than two are given."""
+    unknown = [n for n in norms if n not in NORMS and not is_control(n)]
+    if unknown:
+        raise UsageError(f"unknown norm {unknown[0]!r}", where="--norms", next=f"Use {', '.join(NORMS)}.")
+    if len(norms) < 2 or len(set(norms)) < len(norms):
+        raise UsageError("a study compares at least two different arms", where="--norms", next="none,batch")
+    return tuple(norms)
+
+
+def is_control(norm: str) -> bool:
+    return norm.startswith("control")
+
+
+def has_norms(model: nn.Module) -> bool:
+    return any(isinstance(m, OWN_BATCH_NORMS) for m in model.modules())
+
+
+def make_arm(
+    model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...], dropout: float = 0.0
+) -> nn.Module:
+    """The model with `norm`, freshly started, and dropout ahead of its linears; weights are the model's
+    own.
+    """
+    made = with_norm(model, norm, example_inputs)
+    return with_dropout(made, example_inputs, dropout) if dropout else made
+
+
+def with_norm(model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+    from bntool.insert import insert
+    from bntool.replace import replace
+
+    if has_norms(model):
+        if norm == "batch":
+            return model
+        plain = norm == PLAIN or is_control(norm)
+        return replace(model, to="none" if plain else norm, example_inputs=example_inputs).model
+    if norm == PLAIN or is_control(norm):
+        return model
+    return insert(model, example_inputs, norm=norm, init="fresh").model
+
+
+class InputDropout:
+    """Drops values of a layer's input while it trains: a forward hook, so that no name in the model
+    changes.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        dropped = nn.functional.dropout(inputs[0], self.probability, layer.training)
+        return (dropped, *inputs[1:])
+
+
+def with_dropout(model: nn.Module, example_inputs: tuple[Tensor, ...], probability: float) -> nn.Module:
+    """Dropout on the input of every linear layer but one that reads the data; of the last layer without
+    such.
+    """
+    layers = weight_layers(model, example_inputs)
+    chosen = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)] or layers[1:][-1:]
+    for layer in chosen:
+        layer.register_forward_pre_hook(InputDropout(probability))
+    return model
+
+
+def weight_layers(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[nn.Module]:
+    """Convolutions and linears in the order in which they first run."""
+    order: list[nn.Module] = []
+
+    def seen(layer: nn.Module, *_: Any) -> None:
+        if layer not in order:
+            order.append(layer)
+
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    hooks = [m.register_forward_pre_hook(seen) for m in model.modules() if isinstance(m, kinds)]
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*example_inputs)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return order

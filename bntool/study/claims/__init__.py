@@ -1,0 +1,1 @@
+"""The claims, one a file. A claim asks for trials and turns their results into a finding."""

@@ -1,0 +1,139 @@
+"""Claim 4: it makes deeper networks trainable; told apart from what initialisation does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bntool.study.claims.base import (
+    Chart,
+    Finding,
+    Known,
+    Result,
+    Table,
+    across,
+    difference,
+    mean,
+    repeated,
+    scores,
+    top,
+    tune,
+)
+from bntool.study.plan import Plan
+from bntool.study.statistics import paired_t
+from bntool.study.trial import Trial
+from bntool.study.verdict import Measure, Verdict
+
+#: points of score that count
+MATTERS = 0.05
+
+Cell = tuple[str, str, int]
+
+
+class Depth:
+    key = "depth"
+    question = "Does it enable deeper networks?"
+
+    def judge(self, plan: Plan, known: Known) -> Finding:
+        if not plan.vary:
+            return without_depth(plan)
+        cells = {
+            (norm, init, depth): (norm, {"init": init, "vary": ((plan.vary, depth),)})
+            for norm in (plan.baseline, plan.treated)
+            for init in plan.depth_inits
+            for depth in plan.depths
+        }
+        grids = tune(plan, known, {str(c): value for c, value in cells.items()})
+        rates = {c: top(grids[str(c)]) for c in cells}
+        trials: dict[Cell, list[Trial]] = {
+            c: repeated(plan, norm, rates[c], **changes) for c, (norm, changes) in cells.items()
+        }
+        known.all(t for cell in trials.values() for t in cell)
+        return finding(plan, {c: known.all(t) for c, t in trials.items()}, rates)
+
+
+def without_depth(plan: Plan) -> Finding:
+    return Finding(
+        4,
+        Depth.key,
+        Depth.question,
+        Verdict.INCONCLUSIVE,
+        "Not measured: the model has one depth only.",
+        "Needs a factory with an argument for its depth.",
+        conditions=("Give the factory an argument such as depth=, or name yours: --vary depth=5,10,20,30.",),
+    )
+
+
+def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, float]) -> Finding:
+    deepest, own = max(plan.depths), plan.depth_inits[0]
+    measures = [
+        measure(plan, runs, init, depth)
+        for init in plan.depth_inits
+        for depth in sorted(plan.depths, reverse=True)
+    ]
+    primary = next(m for m in measures if m.primary)
+    ends = {n: mean(scores(runs[n, own, deepest])) for n in (plan.baseline, plan.treated)}
+    return Finding(
+        4,
+        Depth.key,
+        Depth.question,
+        primary.verdict,
+        f"At {plan.vary} {deepest} the test score is {ends[plan.baseline]:.3f} without and "
+        f"{ends[plan.treated]:.3f} with "
+        f"{plan.treated} ({own} initialisation).",
+        f"{plan.vary} = {', '.join(map(str, plan.depths))}; initialisations "
+        f"{', '.join(plan.depth_inits)}; the rate tuned "
+        f"for each cell on {plan.tuning_seeds} other seeds; {plan.steps} steps, {plan.seeds} paired "
+        "seeds. Decides: the "
+        f"test score at the greatest depth with the model's own initialisation; {MATTERS:g} counts.",
+        tuple(measures),
+        tuple(conditions(plan, measures, runs)),
+        tuple(chart(plan, runs, init) for init in plan.depth_inits),
+        (table(plan, runs, rates),),
+        {"scores": {"/".join(map(str, c)): scores(r) for c, r in runs.items()}},
+    )
+
+
+def measure(plan: Plan, runs: Mapping[Cell, list[Result]], init: str, depth: int) -> Measure:
+    primary = init == plan.depth_inits[0] and depth == max(plan.depths)
+    treated, base = (scores(runs[n, init, depth]) for n in (plan.treated, plan.baseline))
+    effect = difference(treated, base, plan.family_level if primary else plan.level)
+    return Measure(
+        f"test score at {plan.vary} {depth}, {init} initialisation", effect, MATTERS, "of score", primary
+    )
+
+
+def conditions(plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Result]]) -> list[str]:
+    deepest, said = max(plan.depths), []
+    found = {m.name: m for m in measures}
+    for init in plan.depth_inits[1:]:
+        m = found[f"test score at {plan.vary} {deepest}, {init} initialisation"]
+        without, with_norm = (mean(scores(runs[n, init, deepest])) for n in (plan.baseline, plan.treated))
+        said.append(
+            f"With {init.title()} initialisation at {plan.vary} {deepest}: {m.verdict} "
+            f"({without:.3f} without, {with_norm:.3f} with)."
+        )
+        own = next(x for x in measures if x.primary).verdict
+        if own is Verdict.SHOWN and m.verdict is not Verdict.SHOWN:
+            said.append(
+                f"So it is the initialisation that fails at this depth; {init.title()} repairs it "
+                "without a norm."
+            )
+    return said
+
+
+def chart(plan: Plan, runs: Mapping[Cell, list[Result]], init: str) -> Chart:
+    lines = [
+        across(n, plan.depths, [scores(runs[n, init, d]) for d in plan.depths], plan.level)
+        for n in (plan.baseline, plan.treated)
+    ]
+    return Chart(f"Test score by depth, {init} initialisation", plan.vary, "test score", tuple(lines))
+
+
+def table(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, float]) -> Table:
+    rows = []
+    for cell, results in runs.items():
+        span = paired_t(scores(results), plan.level)
+        rows.append(
+            (*cell, f"{rates[cell]:g}", f"{span.estimate:.3f}", sum(bool(r["diverged"]) for r in results))
+        )
+    return Table("Scores", ("norm", "init", plan.vary, "rate", "test score", "diverged"), tuple(rows))
