@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -60,11 +61,11 @@ def measure(setting: Setting, plan: Plan) -> Speed:
     """Train the two arms for a moment at two batch sizes."""
     arms = (plan.baseline, plan.treated)
     sizes = (2, max(plan.batch_size, 4))
-    build_s = max(timed(lambda n=n: setting.build(Trial(n, plan.seed))) for n in arms)
+    build_s = max(timed(partial(setting.build, Trial(n, plan.seed))) for n in arms)
     models = [setting.build(Trial(n, plan.seed)) for n in arms]
     step_s = {size: max(stepping(setting, m, size) for m in models) for size in sizes}
     test = setting.data.test.first(EVALUATED)
-    score_s = max(timed(lambda m=m: score(m, test, setting.data.task, setting.loss_fn)) for m in models)
+    score_s = max(timed(partial(score, m, test, setting.data.task, setting.loss_fn)) for m in models)
     whole = (len(setting.data.test) + len(setting.data.train)) / max(1, len(test))
     return Speed(build_s, step_s, score_s, score_s * whole)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bntool.errors import LoadError, UsageError
 from bntool.sources import python_ref
+from bntool.sources.importing import import_place, said
 from bntool.sources.refs import PythonRef, parse
 from bntool.study.data import Data, Part, split, standardised
 
@@ -111,11 +112,11 @@ def as_target(value: Any) -> Tensor:
 
 
 def from_factory(ref: PythonRef) -> Data:
-    factory = python_ref.find(python_ref.import_place(ref), ref)
+    factory = python_ref.find(import_place(ref), ref)
     try:
         made = factory(**ref.kwargs) if callable(factory) else factory
     except Exception as problem:
-        raise LoadError(f"calling it raised {python_ref.said(problem)}", where=str(ref)) from problem
+        raise LoadError(f"calling it raised {said(problem)}", where=str(ref)) from problem
     return from_object(made, str(ref))
 
 
@@ -173,7 +174,8 @@ def items(source: Any) -> Iterable[Any]:
     """Map-style data sets need not stop iterating by themselves: go by their length."""
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return (source[i] for i in range(len(source)))
-    return iter(source)
+    found: Iterable[Any] = source
+    return found
 
 
 def join(values: list[Any], batched: bool) -> Any:
@@ -204,7 +206,7 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def images_in(folder: Path) -> Iterable[Path]:
+def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
 
 

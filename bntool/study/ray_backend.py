@@ -23,11 +23,11 @@ class OnRay:
             raise LoadError(
                 "Ray is not installed", where="--ray", next="pip install 'bntool[ray]'"
             ) from problem
-        self.ray = ray
+        self.ray: Any = ray
         self.mine = not ray.is_initialized()
         if self.mine:
             begin(ray, address, workers)
-        self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.workers = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         self.sent: Any = None
 
     def run(self, setting: Setting, trials: Iterable[Trial]) -> Iterator[tuple[Trial, dict[str, Any]]]:

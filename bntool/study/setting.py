@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bntool.errors import BntoolError, RunError
-from bntool.sources.python_ref import said
+from bntool.sources.importing import said
 from bntool.study.arms import has_norms, make_arm
 from bntool.study.cost import cost
 from bntool.study.data import Data

@@ -14,6 +14,7 @@ from torch import nn
 
 from bntool.errors import UsageError
 from bntool.sources import open_model, python_ref
+from bntool.sources.importing import import_place
 from bntool.sources.refs import PythonRef, parse
 
 #: parameters of a factory that mean "how many layers"
@@ -81,7 +82,7 @@ class ModelSource:
         parsed = parse(self.ref)
         if not isinstance(parsed, PythonRef):
             return {}
-        factory = python_ref.find(python_ref.import_place(parsed), parsed)
+        factory = python_ref.find(import_place(parsed), parsed)
         return {**defaults(factory), **parsed.kwargs}
 
     def depth_argument(self) -> tuple[str, int] | None:

@@ -88,8 +88,8 @@ def study(
     reference ("digits", file.py:factory, .npz, .safetensors, a folder of images), tensors (x, y), data
     sets or loaders. `norms` are the baseline, the norm in question, then alternatives. `budget` ("3m",
     seconds) chooses steps, grid and seeds before the first trial; `tier` or `plan` fixes them. `vary` is
-    "depth=5,10,20". `loss_fn` takes the model's output and the targets. `run_dir` keeps finished trials, `resume` goes on there.
-    `ray` is a cluster's address ("" starts one here).
+    "depth=5,10,20". `loss_fn` takes the model's output and the targets. `run_dir` keeps finished trials,
+    `resume` goes on there. `ray` is a cluster's address ("" starts one here).
 
     Raises: UsageError when options, model and data do not go together; LoadError when one cannot be read;
     RunError when the model fails.
@@ -175,8 +175,8 @@ def first_output(source: ModelSource, data: Data) -> Any:
         raise RunError(
             f"the model cannot take the data ({shapes}): {type(problem).__name__}: {problem}",
             where=source.name,
-            next="Define example_inputs() beside the factory, or give data made for it: --data
-            file.py:factory.", ) from problem
+            next="Define example_inputs() beside the factory, or give data made for it.",
+        ) from problem
 
 
 def varied(plan: Plan, source: ModelSource, vary: str) -> Plan:

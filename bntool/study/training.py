@@ -58,11 +58,11 @@ def batches(part: Part, size: int, seed: int, order: str) -> Iterator[Tensor]:
     ranked = class_sorted(part.targets).cpu()
     while True:
         if order == "sorted":
-            cuts = [c for c in ranked.split(size) if len(c) == size]
+            cuts = [c for c in torch.split(ranked, size) if len(c) == size]
             yield from (cuts[i] for i in torch.randperm(len(cuts), generator=generator).tolist())
         else:
             shuffled = torch.randperm(len(part), generator=generator)
-            yield from (c for c in shuffled.split(size) if len(c) == size)
+            yield from (c for c in torch.split(shuffled, size) if len(c) == size)
 
 
 def evaluation_steps(steps: int) -> list[int]:
@@ -133,7 +133,7 @@ def train(
             break
         pending.append(value)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step in marks:
             value = score(model, probe, data.task, loss_fn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bntool.study.claims.base import Chart, Finding, Known, Series, Table
+from bntool.study.claims.base import Chart, Finding, Known, Result, Series, Table
 from bntool.study.plan import Plan
 from bntool.study.statistics import Interval
 from bntool.study.trial import COST
@@ -73,7 +73,7 @@ def chart(rows: dict[str, dict[str, Any]]) -> Chart:
     return Chart("Time added, as a share", "share added", "", lines, kind="interval")
 
 
-def table(result: dict[str, Any], saved: float, weights: float) -> Table:
+def table(result: Result, saved: float, weights: float) -> Table:
     rows: list[tuple[Any, ...]] = []
     for what in ("step", "inference"):
         for r in result[what]:
