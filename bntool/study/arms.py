@@ -51,17 +51,27 @@ def make_arm(
 
 
 def with_norm(model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...]) -> nn.Module:
-    from bntool.insert import insert
-    from bntool.replace import replace
-
     if has_norms(model):
-        if norm == "batch":
-            return model
-        plain = norm == PLAIN or is_control(norm)
-        return replace(model, to="none" if plain else norm, example_inputs=example_inputs).model
+        return model if norm == "batch" else exchanged(model, norm)
     if norm == PLAIN or is_control(norm):
         return model
-    return insert(model, example_inputs, norm=norm, init="fresh").model
+    return inserted(model, norm, example_inputs)
+
+
+def exchanged(model: nn.Module, norm: str) -> nn.Module:
+    """The model with its own batch norms replaced or taken out."""
+    from bntool.replace import replace
+
+    plain = norm == PLAIN or is_control(norm)
+    return replace(model, to="none" if plain else norm).model
+
+
+def inserted(model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The model with norms where insert puts them, at their usual start."""
+    from bntool.insert import insert
+
+    done = insert(model, example_inputs, norm=norm, init="fresh", virtual_batch_size=GHOST_SIZE)
+    return done.model
 
 
 class InputDropout:
