@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from bntool.algebra.affine import Blocked
+from bntool.copying import copied
 from bntool.graphs.fx_calls import owner_part
 from bntool.graphs.fx_sizes import attribute
 from bntool.plan import Plan
@@ -50,7 +50,7 @@ def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
         module = model.get_submodule(path)
         if not afterwards(module):
             memo[id(module)] = nn.Identity().train(module.training)
-    result = copy.deepcopy(model, memo)
+    result = copied(model, memo)
     _finish(result, plan, tensors)
     return result
 

@@ -71,9 +71,7 @@ class Plan:
     kept: list[tuple[Norm, str]] = field(default_factory=list)
     changes: dict[Hashable, Change] = field(default_factory=dict)
 
-    @property
-    def folded_owners(self) -> set[Hashable]:
-        return {s.norm.owner for s in self.steps}
+    folded_owners: set[Hashable] = field(default_factory=set)
 
 
 def make_plan(
@@ -154,8 +152,7 @@ class _Planner:
         return ChannelAffine.along(total, 1, rank)
 
     def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
-        transparent = self.plan.folded_owners | {norm.owner}
-        found = Search(self.graph, transparent, self.barred).run(goals)
+        found = Search(self.graph, self.plan.folded_owners, norm.owner, self.barred).run(goals)
         if isinstance(found, Blocked):
             return found
         disagreed = self._agreed(found)
@@ -192,6 +189,7 @@ class _Planner:
 
     def _accept(self, step: Step) -> None:
         self.plan.steps.append(step)
+        self.plan.folded_owners.add(step.norm.owner)
         self.plan.changes.pop(step.norm.owner, None)
         for owner, absorbs in by_owner(step.absorbed).items():
             one_call = [a for a in absorbs if a.node is absorbs[0].node]

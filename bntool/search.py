@@ -95,10 +95,11 @@ class NodeSite:
 
 @dataclass
 class Search:
-    """One attempt. `transparent`: owners of norms folded already; `barred`: owners that must not change."""
+    """One attempt. `folded`: norms that are gone, `own`: the one to go, `barred`: what must not change."""
 
     graph: Graph
-    transparent: set[Hashable]
+    folded: set[Hashable]
+    own: Hashable
     barred: Mapping[Hashable, str]
     budget: int = BUDGET
 
@@ -165,8 +166,11 @@ class Search:
             return True
         return not gather(m, sizes, index).is_identity
 
+    def _gone(self, node: Node) -> bool:
+        return node.owner is not None and (node.owner == self.own or node.owner in self.folded)
+
     def _above(self, node: Node, m: ChannelAffine) -> list[list[Goal]] | Blocked:
-        if node.owner in self.transparent:
+        if self._gone(node):
             return [[Make(node.inputs[0], m, node)]]
         if node.kind in PASSING:
             tasks = PASSING[node.kind].up(NodeSite(self.graph, node), m)
@@ -178,7 +182,7 @@ class Search:
         node = goal.reader
         if node.kind == "output":
             return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
-        if node.owner in self.transparent:
+        if self._gone(node):
             return self._below(node, goal.map)
         if node.kind in PASSING:
             return self._goals(node, PASSING[node.kind].down(NodeSite(self.graph, node), goal.port, goal.map))

@@ -16,7 +16,7 @@ FLOORS = (
     ("report",),
     ("norms",),
     ("edits",),
-    ("tensors", "fold_module"),
+    ("tensors", "copying", "fold_module"),
     (
         *("sources", "pooling", "placing"),
         *("fold", "insert", "calibrate", "replace", "verify", "export", "export_check", "inspect"),

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bntool.algebra.affine import Array, ChannelAffine
 
 Attrs = Mapping[str, Any]
 Sizes = tuple[int, ...]
-#: weight's shape, attributes -> (out_of, in_of)
-Channels = Callable[[Sizes, Attrs], tuple[np.ndarray, np.ndarray | None]]
+#: weight's shape, attributes -> the channel each weight element connects
+ChannelOf = Callable[[Sizes, Attrs], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -28,46 +29,41 @@ class Linear:
     """A row of the table: which axis of the op's value holds channels, and how its weight is laid out."""
 
     axis: Callable[[Attrs], int]
-    channels: Channels
+    out_of: ChannelOf
+    in_of: ChannelOf | None
 
 
-def _conv(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
-    """(out, in / groups, *kernel)"""
-    outs, per_group, taps = shape[0], shape[1], (1,) * (len(shape) - 2)
-    out_of = np.arange(outs).reshape(-1, 1, *taps)
-    group = out_of // (outs // attrs["groups"])
-    return out_of, group * per_group + np.arange(per_group).reshape(1, -1, *taps)
+def _first(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
+    """The channels that a convolution's weight (channels, other / groups, *kernel) has on its first axis."""
+    return np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
 
 
-def _conv_transpose(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
-    """(in, out / groups, *kernel)"""
-    ins, per_group, taps = shape[0], shape[1], (1,) * (len(shape) - 2)
-    in_of = np.arange(ins).reshape(-1, 1, *taps)
-    group = in_of // (ins // attrs["groups"])
-    return group * per_group + np.arange(per_group).reshape(1, -1, *taps), in_of
+def _second(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
+    """The channels on its second axis: those of the group that the first axis is in."""
+    within = np.arange(shape[1]).reshape(1, -1, *(1,) * (len(shape) - 2))
+    if attrs["groups"] == 1:
+        return within
+    return _first(shape, attrs) // (shape[0] // attrs["groups"]) * shape[1] + within
 
 
-def _rows(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
-    """(..., out, in)"""
-    return np.arange(shape[-2])[:, None], np.arange(shape[-1])[None, :]
+def _row(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
+    return np.arange(shape[-2])[:, None]
 
 
-def _columns(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
-    """(..., in, out)"""
-    ins, outs = _rows(shape, attrs)
-    return outs, ins
+def _column(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
+    return np.arange(shape[-1])[None, :]
 
 
-def _linear(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
-    return (_columns if attrs.get("transposed") else _rows)(shape, attrs)
+def _either(which: Callable[[Attrs], bool], yes: ChannelOf, no: ChannelOf) -> ChannelOf:
+    return lambda shape, attrs: (yes if which(attrs) else no)(shape, attrs)
 
 
-def _matmul(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
-    return (_rows if attrs["side"] == "left" else _columns)(shape, attrs)
+def _transposed(attrs: Attrs) -> bool:
+    return bool(attrs.get("transposed"))
 
 
-def _embedding(shape: Sizes, attrs: Attrs) -> tuple[np.ndarray, None]:
-    return np.arange(shape[-1])[None, :], None
+def _left(attrs: Attrs) -> bool:
+    return bool(attrs["side"] == "left")
 
 
 def _before_taps(attrs: Attrs) -> int:
@@ -79,43 +75,44 @@ def _last(attrs: Attrs) -> int:
 
 
 LINEAR: dict[str, Linear] = {
-    "conv": Linear(_before_taps, _conv),
-    "conv_transpose": Linear(_before_taps, _conv_transpose),
-    "linear": Linear(_last, _linear),
-    "matmul_const": Linear(lambda attrs: -2 if attrs["side"] == "left" else -1, _matmul),
-    "embedding": Linear(_last, _embedding),
+    "conv": Linear(_before_taps, _first, _second),
+    "conv_transpose": Linear(_before_taps, _second, _first),
+    "linear": Linear(_last, _either(_transposed, _column, _row), _either(_transposed, _row, _column)),
+    "matmul_const": Linear(
+        lambda attrs: -2 if _left(attrs) else -1, _either(_left, _row, _column), _either(_left, _column, _row)
+    ),
+    "embedding": Linear(_last, _column, None),
 }
 
 
 def out_channels(kind: str, shape: Sizes, attrs: Attrs) -> int:
-    return int(LINEAR[kind].channels(shape, attrs)[0].max(initial=-1)) + 1
+    return int(LINEAR[kind].out_of(shape, attrs).max(initial=-1)) + 1
 
 
 def in_channels(kind: str, shape: Sizes, attrs: Attrs) -> int:
-    in_of = LINEAR[kind].channels(shape, attrs)[1]
-    return 0 if in_of is None else int(in_of.max(initial=-1)) + 1
+    in_of = LINEAR[kind].in_of
+    return 0 if in_of is None else int(in_of(shape, attrs).max(initial=-1)) + 1
 
 
 def factor(
     kind: str, shape: Sizes, attrs: Attrs, pre: ChannelAffine | None, post: ChannelAffine | None
 ) -> Array:
     """What the weight is multiplied with, broadcastable to its shape. `pre`, `post`: shape (channels,)."""
-    out_of, in_of = LINEAR[kind].channels(shape, attrs)
-    result: Array = np.ones((1,) * len(shape))
+    row, result = LINEAR[kind], np.ones((1,) * len(shape))
     if post is not None and post.scales:
-        result = post.scale[out_of]
-    if pre is not None and in_of is not None and pre.scales:
-        result = result * pre.scale[in_of]
+        result = post.scale[row.out_of(shape, attrs)]
+    if pre is not None and row.in_of is not None and pre.scales:
+        result = result * pre.scale[row.in_of(shape, attrs)]
     return result
 
 
 def carried(kind: str, weight: Array, attrs: Attrs, shift: Array) -> Array:
     """What a shift of the input (shape (in,)) adds to every output channel: shape (out,)."""
-    out_of, in_of = LINEAR[kind].channels(weight.shape, attrs)
-    assert in_of is not None
-    product = weight * shift[in_of]
-    rows = np.broadcast_to(out_of, weight.shape)
-    return np.bincount(rows.ravel(), product.ravel(), int(out_of.max()) + 1)
+    row = LINEAR[kind]
+    assert row.in_of is not None
+    product = weight * shift[row.in_of(weight.shape, attrs)]
+    outs = np.broadcast_to(row.out_of(weight.shape, attrs), weight.shape)
+    return np.bincount(outs.ravel(), product.ravel(), out_channels(kind, weight.shape, attrs))
 
 
 def new_bias(bias: Array | None, carry: Array | None, post: ChannelAffine | None, outs: int) -> Array | None:

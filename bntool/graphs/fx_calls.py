@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Call:
     node: fx.Node
     root: nn.Module
     sizes: Sizes
+    plain: Container[fx.Node] = ()
+    """Nodes that are sizes and numbers computed from them, not tensors of the model."""
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         if len(self.node.args) > position:
@@ -56,6 +58,8 @@ class Call:
         return self.known(self.get(position, name, default))
 
     def known(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node) and argument not in self.plain:
+            return UNKNOWN
         values = fx.node.map_arg(argument, lambda n: self.sizes.value(n))
         flat: list[Any] = []
         fx.node.map_aggregate(values, flat.append)

@@ -128,15 +128,14 @@ ARGUMENTS = {"mean": 1, "var": 2, "weight": 3, "bias": 4}
 
 def _norm_module(call: Call) -> Spec | None:
     module, x = call.module(), call.get(0, "input")
-    rank = RANKS.get(type(module))
+    rank = RANKS[type(module)]
     instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
-    seen = call.rank(x)
-    if instance and seen is not None and seen != rank:
-        return None
+    if instance and call.rank(x) not in (None, rank):
+        return None  # without a batch dimension
     params = module_params(module, str(call.node.target), STATISTICS)
     if instance and not module.track_running_stats:
         params = {k: v for k, v in params.items() if k not in ("mean", "var")}
-    attrs = {"eps": float(module.eps), "training": module.training, "rank": rank or seen}
+    attrs = {"eps": float(module.eps), "training": module.training, "rank": rank or call.rank(x)}
     return Spec("instance_norm" if instance else "batch_norm", (x,), attrs, params)
 
 
@@ -275,7 +274,7 @@ def rows_sum_to_one(value: Any, call: Call) -> bool:
     """Whether a traced value is a softmax over its last dimension, seen through what keeps its rows."""
     while isinstance(value, fx.Node):
         name = function_name(value)
-        here = Call(value, call.root, call.sizes)
+        here = Call(value, call.root, call.sizes, call.plain)
         if name == "softmax":
             dim, rank = here.number(1, "dim", None), here.rank(value)
             return dim == -1 or (rank is not None and dim == rank - 1)

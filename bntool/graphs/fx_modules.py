@@ -214,7 +214,7 @@ class Translator:
             self._overwrite(node, new)
 
     def _spec(self, node: fx.Node) -> Spec | None:
-        call = Call(node, self.part, self.way.sizes)
+        call = Call(node, self.part, self.way.sizes, self.plain)
         if node.op == "call_module":
             build = MODULES.get(type(call.module()))
         elif is_piece(node):

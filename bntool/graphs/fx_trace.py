@@ -7,7 +7,6 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 #: control flow is followed through at most so many ways
 MAX_PATHS = 32
 CONTAINERS = (dict, list, set, OrderedDict)
+EMPTY: tuple[Any, ...] = ()
 IN_PLACE = {
     "__iadd__": operator.iadd,
     "__isub__": operator.isub,
@@ -200,19 +200,23 @@ def untouched(root: nn.Module) -> Iterator[None]:
 
 
 def _held(value: Any) -> tuple[Any, Any]:
-    return value, copy.copy(value) if type(value) in CONTAINERS else None
+    kind = type(value)
+    if kind not in CONTAINERS:
+        return value, None
+    return value, kind(value) if value else EMPTY
 
 
 def _restore(now: dict[str, Any], held: dict[str, tuple[Any, Any]]) -> None:
-    for name in now.keys() - held.keys():
-        del now[name]
+    if len(now) != len(held):
+        for name in now.keys() - held.keys():
+            del now[name]
     for name, (value, content) in held.items():
-        now[name] = value
-        if type(value) is list:
-            value[:] = content
-        elif content is not None:
-            value.clear()
-            value.update(content)
+        if now.get(name) is not value:
+            now[name] = value
+        if content is None or (content is EMPTY and not value):
+            continue
+        value.clear()
+        (value.extend if type(value) is list else value.update)(content)
 
 
 def has_hooks(m: nn.Module) -> bool:
