@@ -145,7 +145,7 @@ def insert(
         fresh.eval()
         example = example_call(fresh, example_inputs)
         seen = watch(fresh, example)
-    candidates = find(fresh, trace(fresh, example_inputs), seen, question)
+    candidates = find(fresh, trace(fresh, example), seen, question)
     size = batch_size or max(c.size for c in ([example] if data is None else work))
     sites, left_out = _described(candidates, options, size, example.size)
     report = InsertReport(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bntool.cli import common, delivery, screen
 
-Kind = Literal["batch", "sync", "group", "layer", "instance", "frozen", "none"]
+if TYPE_CHECKING:
+    from bntool.replace import ReplaceReport
+
+Kind = Literal["batch", "sync", "group", "layer", "instance", "rms", "renorm", "ghost", "frozen", "none"]
 
 
 @common.command
@@ -33,7 +36,7 @@ def replace(
     example = delivery.known_inputs(loaded)
     delivery.check_output(loaded, output, force=force, inputs=example)
     options = {"include": include or (), "exclude": exclude or (), "groups": groups}
-    result = replace(loaded.model, to, example_inputs=example, **options)
+    result = replace(loaded.model, to, example_inputs=example, dry_run=dry_run, **options)
     written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
     if as_json:
         screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
@@ -42,9 +45,13 @@ def replace(
     screen.say(delivery.closing_line(written, dry_run=dry_run))
 
 
-def show(report: Any) -> None:
+def show(report: ReplaceReport) -> None:
     """A line per norm."""
-    rows = [(e.name, e.before, e.after, e.note) for e in report.replaced]
+    rows = [(e.name, e.was, e.now, f"keeps {e.keeps}" if e.keeps else "") for e in report.replaced]
     rows += [(name, "", "kept", reason) for name, reason in report.kept.items()]
     screen.table(("norm", "was", "is", "note"), rows)
     screen.say(f"{len(report.replaced)} norms replaced")
+    if report.eval is not None:
+        screen.say(f"eval mode: outputs moved by at most {report.eval.max_rel_error:.1e} of their largest value")
+    for note in report.notes:
+        screen.note(f"note: {note}")

@@ -230,6 +230,8 @@ class Way:
     graph: fx.Graph
     sizes: Sizes
     watched: dict[fx.Node, str]
+    prefix: str = ""
+    """The path of the module that was traced, where it is a part of the model."""
 
 
 def ways_through(

@@ -43,5 +43,6 @@ def trace_part(graph: FxGraph, part: nn.Module, prefix: str, inputs: Inputs | No
         if failed == prefix:
             return
     for way in ways:
+        way.prefix = prefix
         graph.ways.append(way)
         Translator(graph, way, part, prefix).run()

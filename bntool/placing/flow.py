@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import fx, nn
 from torch.nn.modules import activation, dropout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from bntool.graphs.fx_trace import Way
+from bntool.graphs.islands import module_graph
 from bntool.norms.layers import FrozenBatchNorm
 from bntool.norms.stand_in import NormAct
+from bntool.pooling.batches import Call
 
 LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, FrozenBatchNorm, NormAct)
@@ -39,22 +41,36 @@ ADDS = ("add", "add_", "iadd", "__iadd__", "sub")
 
 @dataclass
 class Flow:
-    """A model's graphs (one for each way its control flow goes, or for each part that traces)."""
+    """Every way through a model, and the parts of it that trace where the whole does not."""
 
     model: nn.Module
-    graphs: list[fx.Graph]
-    blind: list[str] = field(default_factory=list)
-    """Modules that do not trace: what is inside them is not known."""
+    ways: Sequence[Way]
 
     def nodes(self) -> Iterator[fx.Node]:
-        for graph in self.graphs:
-            yield from graph.nodes
+        for way in self.ways:
+            yield from way.graph.nodes
 
     def calls_of(self, path: str) -> list[fx.Node]:
-        return [n for n in self.nodes() if n.op == "call_module" and n.target == path]
+        """The nodes that hold what the module at `path` gave, one for every way through it."""
+        return [node for way in self.ways if (node := self._last_of(way, path)) is not None]
+
+    def _last_of(self, way: Way, path: str) -> fx.Node | None:
+        inside = [n for n in way.graph.nodes if n.op != "output" and _within(self.path_of(n), path)]
+        return inside[-1] if inside else None
+
+    def path_of(self, node: fx.Node) -> str:
+        """The module that was running when this node's value was made; the module itself for a call of it."""
+        return _joined(self._prefix(node), str(node.meta.get("at", "")))
+
+    def _prefix(self, node: fx.Node) -> str:
+        return next(way.prefix for way in self.ways if way.graph is node.graph)
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return self.model.get_submodule(self.path_of(node)) if node.op == "call_module" else None
+
+    def is_island(self, node: fx.Node) -> bool:
+        """Whether the node is in a part whose surroundings are not known."""
+        return bool(self._prefix(node))
 
     def role(self, node: fx.Node) -> str:
         """ "layer", "norm", "dropout", "activation", "add", "output", or "pass" for anything else."""
@@ -63,6 +79,19 @@ class Flow:
         if (module := self.module(node)) is not None:
             return role_of_module(module)
         return role_of_call(node) if node.op in ("call_function", "call_method") else "pass"
+
+
+def _within(at: str, path: str) -> bool:
+    return at == path or at.startswith(path + ".")
+
+
+def _joined(prefix: str, path: str) -> str:
+    return ".".join(part for part in (prefix, path) if part)
+
+
+def trace(model: nn.Module, example: Call) -> Flow:
+    """The flow of `model`, whose forks on data are followed both ways."""
+    return Flow(model, module_graph(model, (example.args, example.kwargs)).ways)
 
 
 def role_of_module(module: nn.Module) -> str:
@@ -77,6 +106,8 @@ def role_of_module(module: nn.Module) -> str:
 
 def role_of_call(node: fx.Node) -> str:
     name = called(node)
+    if name in ("matmul", "bmm", "einsum") and any(n.op == "get_attr" for n in node.all_input_nodes):
+        return "layer"
     if name.startswith(LAYER_CALLS):
         return "layer"
     if name in NORM_CALLS:
@@ -118,6 +149,9 @@ def _reach(start: fx.Node, step: Callable[[fx.Node], list[fx.Node]], stop: Stop)
 
 
 def layer_after(flow: Flow, node: fx.Node) -> bool:
+    """Whether another layer reads this value; taken for granted where it leaves the part that is known."""
+    if flow.is_island(node):
+        return True
     return any(flow.role(n) == "layer" for n in down(node, lambda n: flow.role(n) == "layer"))
 
 
@@ -153,33 +187,3 @@ def reads_input(flow: Flow, node: fx.Node) -> bool:
     """Whether nothing but data movement lies between the model's input and this layer."""
     reached = list(up(node, lambda n: flow.role(n) in ("layer", "norm", "activation")))
     return all(flow.role(n) == "pass" for n in reached)
-
-
-class _Tracer(fx.Tracer):
-    """Layers, norms and activations are leaves whatever their class; everything else is seen through."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or isinstance(
-            m, (*LAYERS, *NORMS, *ACTIVATIONS)
-        )
-
-
-def trace(model: nn.Module, example: Any = None) -> Flow:
-    """The flow of `model`; of its parts where the whole does not trace."""
-    flow = Flow(model, [])
-    _trace_part(flow, model, "")
-    return flow
-
-
-def _trace_part(flow: Flow, part: nn.Module, path: str) -> None:
-    try:
-        graph = _Tracer().trace(part)
-    except Exception:  # the tracer raises whatever the model's code does with a proxy
-        flow.blind.append(path)
-        for name, child in part.named_children():
-            _trace_part(flow, child, f"{path}.{name}" if path else name)
-        return
-    for node in graph.nodes:
-        if node.op == "call_module" and path:
-            node.target = f"{path}.{node.target}"
-    flow.graphs.append(graph)

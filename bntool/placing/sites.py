@@ -68,9 +68,13 @@ class Seen:
         self.inputs: dict[nn.Module, list[Tensor]] = {}
         self.outputs: dict[nn.Module, list[Tensor]] = {}
         self.extra: set[nn.Module] = set()
+        self.last: nn.Module | None = None
+        """The layer that ran last."""
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(module, _ConvNd | nn.Linear):
+            self.last = module
         if len(args) + len(kwargs) > 1:
             self.extra.add(module)
         for values, value in ((self.inputs, first), (self.outputs, output)):
@@ -121,16 +125,16 @@ def _site(
     module: nn.Module,
 ) -> Site:
     site = Site(name, name, question.where)
-    reason = _not_asked(site, module, question, kinds) or _by_run(module, seen)
+    nodes = flow.calls_of(name)
+    reason = _not_asked(site, module, question, kinds) or _by_run(module, seen, flow, nodes)
     if reason:
         return replace(site, reason=reason)
-    nodes = flow.calls_of(name)
     if not nodes:
         return replace(site, reason="it is inside a part of the model that cannot be analysed")
     site = _placed(site, flow, nodes[0])
     if site.reason:
         return site
-    reason = _by_flow(site, flow, nodes, question)
+    reason = _by_flow(site, flow, nodes, last=module is seen.last)
     return replace(site, reason=reason) if reason else _sized(site, model, seen, question)
 
 
@@ -146,11 +150,13 @@ def _not_asked(site: Site, module: nn.Module, question: Question, kinds: tuple[t
     return "a convolution; layers='conv' or 'all' gives it a norm"
 
 
-def _by_run(module: nn.Module, seen: Seen) -> str:
+def _by_run(module: nn.Module, seen: Seen, flow: Flow, nodes: Sequence[fx.Node]) -> str:
     """Reasons that show when the example inputs run."""
     outputs = seen.outputs.get(module, [])
     if not outputs:
         return "the example inputs do not reach it"
+    if len(outputs) > 1 and nodes and (norm := norm_after(flow, nodes[0])) is not None:
+        return f"already normalised by {flow.path_of(norm)}"
     if len(outputs) > 1:
         shapes = sorted({tuple(o.shape[2:]) for o in outputs})
         over = f" over {len(shapes)} sizes" if len(shapes) > 1 else ""
@@ -174,9 +180,11 @@ def _placed(site: Site, flow: Flow, node: fx.Node) -> Site:
         return replace(site, reason="no activation follows it alone")
     if act.op != "call_module":
         return replace(site, reason=f"its activation is a call of {called(act)}: use form='graph'")
-    if len(flow.calls_of(str(act.target))) > 1:
-        return replace(site, reason=f"its activation {act.target} is called several times: use form='graph'")
-    return replace(site, at=str(act.target))
+    if len(flow.calls_of(flow.path_of(act))) > 1:
+        return replace(
+            site, reason=f"its activation {flow.path_of(act)} is called several times: use form='graph'"
+        )
+    return replace(site, at=flow.path_of(act))
 
 
 def _slot(flow: Flow, node: fx.Node) -> str:
@@ -184,25 +192,27 @@ def _slot(flow: Flow, node: fx.Node) -> str:
     users = list(node.users)
     if len(users) != 1 or type(flow.module(users[0])) is not nn.Identity:
         return ""
-    path = str(users[0].target)
+    path = flow.path_of(users[0])
     identity = flow.module(users[0])
     same = [n for n in flow.nodes() if flow.module(n) is identity]
     return path if len(same) == 1 else ""
 
 
-def _by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], question: Question) -> str:
+def _by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], *, last: bool) -> str:
     """Reasons that lie in where values come from and go to."""
     for node in nodes:
-        if not site.slot and not layer_after(flow, node):
+        if not site.slot and (last or not layer_after(flow, node)):
             return "the output layer: no layer comes after it"
         if (norm := norm_after(flow, node)) is not None and site.where != "before-layer":
-            return f"already normalised by {norm.target}"
+            return f"already normalised by {flow.path_of(norm)}"
         if (norm := norm_before(flow, node)) is not None and site.where == "before-layer":
-            return f"already normalised by {norm.target}"
+            return f"already normalised by {flow.path_of(norm)}"
         if site.where == "before-layer" and reads_input(flow, node):
             return "it reads the model's input"
         if (drop := dropout_before(flow, node)) is not None:
-            return f"after the dropout {drop.target}, which shifts the variance between training and eval"
+            return (
+                f"after the dropout {flow.path_of(drop)}, which shifts the variance between training and eval"
+            )
     return ""
 
 
