@@ -52,6 +52,7 @@ def show(report: ReplaceReport) -> None:
     screen.table(("norm", "was", "is", "note"), rows)
     screen.say(f"{len(report.replaced)} norms replaced")
     if report.eval is not None:
-        screen.say(f"eval mode: outputs moved by at most {report.eval.max_rel_error:.1e} of their largest value")
+        moved = report.eval.max_rel_error
+        screen.say(f"eval mode: outputs moved by at most {moved:.1e} of their largest value")
     for note in report.notes:
         screen.note(f"note: {note}")

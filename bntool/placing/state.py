@@ -72,10 +72,12 @@ def set_unchanging(norm: nn.Module, seen: Moments, bias: Tensor | None, batches:
     var = torch.where(dead, torch.zeros_like(var), var)
     inner = next(m for m in norm.modules() if hasattr(m, "running_mean"))
     eps: float = inner.eps  # type: ignore[assignment]
-    state = {"running_mean": seen.mean - (0.0 if bias is None else bias.double()), "running_var": var}
-    state |= {"weight": torch.sqrt(var + eps), "bias": seen.mean}
-    for name, value in state.items():
-        getattr(inner, name).copy_(value)
+    shift = 0.0 if bias is None else bias.double()
+    inner.running_mean.copy_(seen.mean - shift)  # type: ignore[operator, union-attr]
+    inner.running_var.copy_(var)  # type: ignore[operator, union-attr]
+    stored = inner.running_var.double()  # type: ignore[operator, union-attr]
+    inner.weight.copy_(torch.sqrt(stored + eps))  # type: ignore[operator, union-attr]
+    inner.bias.copy_(seen.mean)  # type: ignore[operator, union-attr]
     if isinstance(counter := getattr(inner, "num_batches_tracked", None), Tensor):
         counter.fill_(batches)
     return int(dead.sum())
