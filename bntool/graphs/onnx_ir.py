@@ -33,6 +33,8 @@ class OnnxGraph:
     model: ModelProto
     store: Store
     nodes: list[Node] = field(default_factory=list)
+    scopes: dict[str, GraphProto] = field(default_factory=dict)
+    """The main graph under "" and every subgraph under its path."""
     _readers: dict[Hashable, Node] = field(default_factory=dict)
 
     def shape(self, node: Node) -> Shape:
@@ -91,6 +93,7 @@ class _Scope:
     ) -> None:
         self.graph, self.opset, self.proto, self.inferred = graph, opset, proto, inferred
         self.scope, self.prefix, self.outer = scope, prefix, outer
+        graph.scopes[scope] = proto
         self.types: Types = types_of(inferred)
         self.consts: dict[str, Const] = dict(outer.consts) if outer else {}
         self.consts.update(initialisers(proto, graph.store, scope, overridable))

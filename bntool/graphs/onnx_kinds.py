@@ -37,7 +37,7 @@ def _conv(op: Op) -> Node | str:
 
 
 def _with_bias_slot(op: Op, node: Node) -> Node:
-    node.origin.slots.setdefault("bias", Slot(op.proto, 2))
+    node.origin.slots.setdefault("bias", op.slot(2))
     return node
 
 
@@ -56,8 +56,8 @@ def _gemm(op: Op) -> Node | str:
     node.params["weight"] = op.param("weight", 1, lambda w: alpha * w)
     if bias is not None:
         node.params["bias"] = op.param("bias", 2, lambda b: beta * np.broadcast_to(b.reshape(-1), (outs,)))
-    node.origin.slots["weight"] = Slot(op.proto, 1)
-    return _place(op, _with_bias_slot(op, node), 1)
+    node.origin.slots = {"weight": op.slot(1, alpha), "bias": op.slot(2, beta)}
+    return _place(op, node, 1)
 
 
 def _transposed(op: Op) -> Node:
@@ -322,7 +322,7 @@ def _bias_of_matmul(op: Op) -> Node | None:
         if row and before.origin.proto.op_type == "MatMul" and op.reads.get(op.name(1 - port)) == 1:
             node = op.node("linear", *before.inputs, transposed=before.attrs["transposed"])
             node.params = {**before.params, "bias": op.param("bias", port, _flat)}
-            node.origin.slots = {"weight": before.origin.slots["weight"], "bias": Slot(op.proto, port)}
+            node.origin.slots = {"weight": before.origin.slots["weight"], "bias": op.slot(port)}
             node.where = before.where
             op.merged.append(before)
             return node

@@ -22,10 +22,16 @@ Move = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass
 class Slot:
-    """Where a parameter is written: input `port` of `proto` (of the Add behind a MatMul, for its bias)."""
+    """Where a parameter is read and written: input `port` of `proto`.
+
+    For the bias of a MatMul, `proto` is the Add behind it; `port` is -1 where that has to be made. The node
+    computes with `times` what the constant holds (the alpha of a Gemm).
+    """
 
     proto: NodeProto
     port: int
+    const: Const | None = None
+    times: float = 1.0
 
 
 @dataclass
@@ -105,7 +111,7 @@ class Op:
 
     def _operand(self, port: int) -> Node:
         const = self.consts[self.name(port)]
-        origin = Origin(self.proto, self.scope, {"value": Slot(self.proto, port)}, shape=const.shape)
+        origin = Origin(self.proto, self.scope, {"value": self.slot(port)}, shape=const.shape)
         name = f"{self.scope}{self.name(port)}@{self.proto.output[0]}"
         node = Node(name, "constant", owner=(name, port), where=self.prefix + self.name(port), origin=origin)
         if is_float(const):
@@ -128,6 +134,9 @@ class Op:
         key = (self.scope, self.proto.output[0], port)
         return Param(self.name(port) or name, key, shape, name_of(const.data_type), fetch)
 
+    def slot(self, port: int, times: float = 1.0) -> Slot:
+        return Slot(self.proto, port, self.const(port), times)
+
     def node(self, kind: str, *inputs: Node, port: int = 0, **attrs: Any) -> Node:
         """The neutral node of output `port`."""
         out = self.proto.output[port]
@@ -141,7 +150,7 @@ class Op:
         for name, port in ports.items():
             if self.const(port) is not None:
                 node.params[name] = self.param(name, port)
-                node.origin.slots[name] = Slot(self.proto, port)
+                node.origin.slots[name] = self.slot(port)
         return node
 
 

@@ -1,0 +1,151 @@
+"""A plan carried out on an ONNX model: new weights where a map went in, folded norms taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, NodeProto
+
+from bntool.algebra.affine import Array
+from bntool.graphs.base import Node
+from bntool.graphs.onnx_edit import Edit
+from bntool.graphs.onnx_ir import OnnxGraph, origin
+from bntool.graphs.onnx_op import Slot
+from bntool.graphs.onnx_tensors import numpy_dtype
+from bntool.plan import Plan
+from bntool.rewriting import Rewrite, rewrites
+
+#: elements worked on at a time, so that their float64 copy stays small
+PIECE = 1 << 16
+
+
+class OutOfRange(Exception):
+    """A new value does not fit its dtype: `owner` must stay as it is."""
+
+    def __init__(self, owner: Hashable, reason: str) -> None:
+        super().__init__(reason)
+        self.owner, self.reason = owner, reason
+
+
+def carry_out(graph: OnnxGraph, plan: Plan) -> None:
+    """Edit the graph's model in place. New tensors are computed when they are read or written.
+
+    Raises: OutOfRange, then or now.
+    """
+    edit, made = Edit(graph), dict[tuple[Any, ...], str]()
+    for rewrite in rewrites(plan.changes.values()):
+        _write(edit, rewrite, made)
+    for step in plan.steps:
+        for call in step.norm.calls:
+            edit.bypass(origin(call).scope, origin(call).proto)
+    edit.finish()
+
+
+def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> None:
+    place = origin(rewrite.node)
+    slot, scope = place.slots[rewrite.name], place.scope
+    if rewrite.name == "bias" and rewrite.value is not None and not rewrite.value.any() and _may_drop(edit, slot):
+        edit.drop_bias(scope, slot)
+        return
+    key = _identity(rewrite, slot)
+    if key not in made:
+        made[key] = _new_tensor(edit, rewrite, slot)
+    if slot.port < 0:
+        edit.add_behind(scope, slot.proto, made[key])
+    else:
+        edit.put(slot, made[key])
+    if slot.proto.op_type == "Gemm":
+        _set_factor(slot.proto, "alpha" if rewrite.name == "weight" else "beta")
+
+
+def _may_drop(edit: Edit, slot: Slot) -> bool:
+    """Before opset 11 a Gemm had to have its C."""
+    versions = [o.version for o in edit.graph.model.opset_import if o.domain in ("", "ai.onnx")]
+    return slot.port >= 0 and (slot.proto.op_type != "Gemm" or max(versions, default=1) >= 11)
+
+
+def _identity(rewrite: Rewrite, slot: Slot) -> tuple[Any, ...]:
+    """What makes two new tensors one: the calls of one layer share what they become."""
+    arrays = (rewrite.scale, rewrite.shift, rewrite.value)
+    written = tuple(None if a is None else blake2b(np.ascontiguousarray(a)).digest() for a in arrays)
+    source = slot.const.source if slot.const is not None else None
+    return (source, slot.times, rewrite.name, *written)
+
+
+def _new_tensor(edit: Edit, rewrite: Rewrite, slot: Slot) -> str:
+    node = rewrite.node
+    param = rewrite.param or node.params["weight"]
+    base = param.name if rewrite.param is not None else _bias_name(param.name)
+    like = slot.const or origin(node).slots["weight"].const
+    assert like is not None
+    dtype = numpy_dtype(like.data_type)
+    if rewrite.value is not None:
+        shape = rewrite.value.shape
+    else:
+        assert slot.const is not None
+        shape = slot.const.shape
+    return edit.tensor(f"{base}_folded", shape, dtype, lambda: _values(rewrite, slot, dtype))
+
+
+def _bias_name(weight: str) -> str:
+    return f"{weight[: -len('.weight')]}.bias" if weight.endswith(".weight") else f"{weight}_bias"
+
+
+def _set_factor(proto: NodeProto, name: str) -> None:
+    """The new tensor holds what the Gemm's alpha or beta multiplied with."""
+    for place, attribute in enumerate(proto.attribute):
+        if attribute.name == name:
+            del proto.attribute[place]
+            break
+    proto.attribute.append(AttributeProto(name=name, type=AttributeProto.FLOAT, f=1.0))
+
+
+def _values(rewrite: Rewrite, slot: Slot, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The new tensor, in its own dtype, computed in float64 a piece at a time. Raises: OutOfRange."""
+    if rewrite.value is not None:
+        new = rewrite.value.astype(dtype)
+    else:
+        assert slot.const is not None
+        new = _multiplied(slot.const.fetch(), slot.times, rewrite.scale, rewrite.shift, dtype)
+    if not np.isfinite(new).all():
+        raise OutOfRange(rewrite.node.owner, f"{_label(rewrite)} would leave the range of {dtype.name}")
+    return new
+
+
+def _multiplied(
+    old: NDArray[Any], times: float, scale: Array | None, shift: Array | None, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """`old * times * scale + shift`."""
+    if old.ndim == 0:
+        return _multiplied(old.reshape(1), times, scale, shift, dtype).reshape(())
+    new = np.empty(old.shape, dtype)
+    rows = max(1, PIECE // max(1, old[:1].size))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(old), rows):
+            here = slice(start, start + rows)
+            piece = old[here].astype(np.float64)
+            if times != 1:
+                piece *= times
+            if scale is not None:
+                piece *= _rows(scale, old.ndim, here)
+            if shift is not None:
+                piece += _rows(shift, old.ndim, here)
+            new[here] = piece
+    return new
+
+
+def _rows(values: Array, rank: int, here: slice) -> Array:
+    laid = values.reshape((1,) * (rank - values.ndim) + values.shape)
+    return laid[here] if len(laid) > 1 else laid
+
+
+def _label(rewrite: Rewrite) -> str:
+    return rewrite.param.name if rewrite.param is not None else _at(rewrite.node)
+
+
+def _at(node: Node) -> str:
+    return f"the new bias of {node.where or node.name}"

@@ -1,0 +1,107 @@
+"""Do two ONNX models compute the same? ONNX Runtime, its optimiser off, on random inputs of one or two batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto
+
+from bntool.errors import UsageError
+from bntool.graphs.onnx_shapes import input_shape, open_sizes
+from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
+from bntool.report.agreement import compare_all, tolerance_for
+from bntool.sources import onnx_run
+from bntool.verify import Run, Verification
+
+#: nodes whose sums round: their number is the depth of a graph
+LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
+Feeds = dict[str, NDArray[Any]]
+Shapes = Mapping[str, Iterable[int]]
+#: what is run: a file, or the bytes of a model
+Runnable = Path | bytes
+WORD = "ONNX Runtime's CPU cannot run it at this dtype: compared with ONNX's reference evaluator"
+
+
+def feeds_of(model: ModelProto, given: Shapes, seed: int = 0) -> list[Feeds]:
+    """Random inputs for the model; where its batch is open, for two batch sizes.
+
+    Raises: UsageError for an input that is no tensor.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    sizes = open_sizes(model, given)
+    batches = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs if _open_batch(value)}
+    first = {name: size for name, size in sizes.items() if name not in batches}
+    rng = np.random.default_rng(seed)
+    wanted = [{**sizes, **dict.fromkeys(batches, n)} for n in (1, 3)] if batches else [first]
+    return [{value.name: _random(value, each, rng) for value in inputs} for each in wanted]
+
+
+def _open_batch(value: ValueInfoProto) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return len(dims) > 0 and bool(dims[0].dim_param)
+
+
+def _random(value: ValueInfoProto, sizes: Mapping[str, int], rng: np.random.Generator) -> NDArray[Any]:
+    tensor = value.type.tensor_type
+    if not tensor.elem_type:
+        raise UsageError("it is no tensor, so no inputs can be made up", where=f"input {value.name}")
+    shape = input_shape(value, sizes)
+    if tensor.elem_type in FLOATS:
+        return rng.standard_normal(shape).astype(numpy_dtype(tensor.elem_type))
+    return rng.integers(0, 2, shape).astype(numpy_dtype(tensor.elem_type))
+
+
+def tolerance_of(model: ModelProto) -> float:
+    """From the coarsest float of its tensors and inputs, and the number of nodes that sum."""
+    depth = sum(node.op_type in LINEAR_OPS for node in model.graph.node)
+    stored = (tensor.data_type for tensor in model.graph.initializer)
+    given = (value.type.tensor_type.elem_type for value in model.graph.input)
+    floats = {t for t in (*stored, *given) if t in FLOATS}
+    return tolerance_for(max((_eps(t) for t in floats), default=float(np.finfo(np.float32).eps)), depth)
+
+
+def _eps(data_type: int) -> float:
+    dtype = numpy_dtype(data_type)
+    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7  # bfloat16
+
+
+class Reference:
+    """What the original computes on the feeds, run once."""
+
+    def __init__(self, model: ModelProto, runnable: Runnable, given: Shapes, tolerance: float | None) -> None:
+        self.feeds = feeds_of(model, given)
+        self.tolerance = tolerance_of(model) if tolerance is None else tolerance
+        self.names = tuple(value.name for value in model.graph.output)
+        self.notes: tuple[str, ...] = ()
+        try:
+            self.outputs = list(_run(runnable, self.feeds))
+        except onnx_run.NotImplementedByRuntime:
+            self.notes = (WORD,)
+            self.outputs = list(_evaluate(runnable, self.feeds))
+
+    def check(self, candidate: Runnable) -> Verification:
+        """`candidate` on the same feeds."""
+        run = _evaluate if self.notes else _run
+        runs = []
+        for feeds, reference, outputs in zip(self.feeds, self.outputs, run(candidate, self.feeds), strict=True):
+            agreement = compare_all(self.names, reference, outputs)
+            batch = next((v.shape[0] for v in feeds.values() if v.ndim), None)
+            runs.append(Run(batch, agreement))
+        return Verification(self.tolerance, tuple(runs), self.notes)
+
+
+def _run(runnable: Runnable, feeds: list[Feeds]) -> Iterator[list[NDArray[Any]]]:
+    session = onnx_run.session(runnable)
+    yield from [onnx_run.run(session, each) for each in feeds]
+
+
+def _evaluate(runnable: Runnable, feeds: list[Feeds]) -> Iterator[list[NDArray[Any]]]:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(runnable) if isinstance(runnable, Path) else runnable)
+    yield from [[np.asarray(v) for v in evaluator.run(None, each)] for each in feeds]
