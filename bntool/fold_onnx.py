@@ -92,7 +92,9 @@ class Folding:
         if not verification.ok:
             name = self._culprit(plan, reference, target)
             what = f"{verification.complaint()}; {name}"
-            raise VerificationError(what, where=where, next="Nothing was written. Keep that norm with --keep.")
+            raise VerificationError(
+                what, where=where, next="Nothing was written. Keep that norm with --keep."
+            )
         return verification
 
     def _culprit(self, plan: Plan, reference: Reference, target: Path) -> str:

@@ -48,7 +48,12 @@ def carry_out(graph: OnnxGraph, plan: Plan) -> None:
 def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> None:
     place = origin(rewrite.node)
     slot, scope = place.slots[rewrite.name], place.scope
-    if rewrite.name == "bias" and rewrite.value is not None and not rewrite.value.any() and _may_drop(edit, slot):
+    if (
+        rewrite.name == "bias"
+        and rewrite.value is not None
+        and not rewrite.value.any()
+        and _may_drop(edit, slot)
+    ):
         edit.drop_bias(scope, slot)
         return
     key = _identity(rewrite, slot)

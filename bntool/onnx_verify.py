@@ -88,7 +88,9 @@ class Reference:
         """`candidate` on the same feeds."""
         run = _evaluate if self.notes else _run
         runs = []
-        for feeds, reference, outputs in zip(self.feeds, self.outputs, run(candidate, self.feeds), strict=True):
+        for feeds, reference, outputs in zip(
+            self.feeds, self.outputs, run(candidate, self.feeds), strict=True
+        ):
             agreement = compare_all(self.names, reference, outputs)
             batch = next((v.shape[0] for v in feeds.values() if v.ndim), None)
             runs.append(Run(batch, agreement))

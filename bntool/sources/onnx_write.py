@@ -11,7 +11,15 @@ import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto
 
 from bntool.graphs.onnx_ir import subgraphs
-from bntool.graphs.onnx_tensors import EMBEDDED, PENDING, Store, byte_size, is_external, location, set_location
+from bntool.graphs.onnx_tensors import (
+    EMBEDDED,
+    PENDING,
+    Store,
+    byte_size,
+    is_external,
+    location,
+    set_location,
+)
 from bntool.sources.onnx_wire import field_head
 from bntool.sources.saving import INLINE_LIMIT_BYTES
 

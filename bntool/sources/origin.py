@@ -10,11 +10,12 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bntool.sources.refs import PythonRef
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _NOTE = "_bntool_origin"
 
