@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from torch import nn
-
-from bntool.algebra.affine import ChannelAffine
 from bntool.errors import UsageError
-from bntool.fold_module import OutOfRange, fold_here, folded_copy
-from bntool.graphs.fx_modules import FxGraph
-from bntool.graphs.islands import module_graph
-from bntool.plan import Norm, Plan, Step, make_plan
+from bntool.plan import Plan, make_plan
 from bntool.progress import Progress, silent
-from bntool.result import FoldEntry, FoldReport, Result
+from bntool.report.folds import report_of
+from bntool.result import FoldReport, Result
+from bntool.rewriting import OutOfRange
+from bntool.sources.opening import load
+from bntool.sources.saving import kind_of
+
+if TYPE_CHECKING:  # an ONNX model is folded without importing torch
+    from torch import nn
+
+    from bntool.graphs.fx_modules import FxGraph
 
 
 def fold(
-    model: nn.Module,
+    model: Any,
     example_inputs: Any = None,
     *,
     keep: Sequence[str] = (),
     form: str = "module",
     verify: bool = True,
     progress: Progress = silent,
-) -> Result[nn.Module, FoldReport]:
+) -> Result[Any, FoldReport]:
     """A copy of `model` that computes the same with as few norms as possible, and what became of each.
 
-    `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class,
+    `model` is a module, an ONNX model (onnx or onnx_ir), or a reference to one. `keep` are globs over the
+    norms' qualified names that stay. `form="module"` gives back the same class,
     `form="graph"` a torch.fx.GraphModule. With `verify` and example inputs both models are run and compared.
 
     Raises: UsageError for a `form` that does not exist, VerificationError when the outputs differ.
     """
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
+    model = load(str(model)) if isinstance(model, str | Path) else model
+    if kind_of(model) == "onnx":
+        from bntool.fold_onnx import fold_model, shapes_of
+
+        return fold_model(
+            model, keep=keep, verify=verify, shapes=shapes_of(example_inputs), progress=progress
+        )
+    return _fold_module(model, example_inputs, keep, verify, progress)
+
+
+def _fold_module(
+    model: nn.Module, example_inputs: Any, keep: Sequence[str], verify: bool, progress: Progress
+) -> Result[Any, FoldReport]:
+    from bntool.fold_module import folded_copy
+    from bntool.graphs.islands import module_graph
+
     progress("fold", 0, 2)
     graph = module_graph(model, call_arguments(example_inputs))
     folded, plan = _carried_out(graph, keep, lambda plan: folded_copy(model, plan))
     progress("fold", 1, 2)
     verification = checked(model, folded, example_inputs) if verify and example_inputs is not None else None
     progress("fold", 2, 2)
-    return Result(folded, report_of(plan, graph, verification))
+    return Result(folded, report_of(plan, notes=graph.notes, verification=verification))
 
 
 def fold_(
@@ -56,11 +76,14 @@ def fold_(
 
     Takes little more memory than the largest weights that change.
     """
+    from bntool.fold_module import fold_here
+    from bntool.graphs.islands import module_graph
+
     progress("fold", 0, 1)
     graph = module_graph(model, call_arguments(example_inputs))
     _, plan = _carried_out(graph, keep, lambda plan: fold_here(model, plan))
     progress("fold", 1, 1)
-    return Result(model, report_of(plan, graph))
+    return Result(model, report_of(plan, notes=graph.notes))
 
 
 T = TypeVar("T")
@@ -80,6 +103,8 @@ def _carried_out(graph: FxGraph, keep: Sequence[str], work: Callable[[Plan], T])
 def plan_of(
     model: nn.Module, example_inputs: Any = None, *, keep: Sequence[str] = ()
 ) -> tuple[Plan, FxGraph]:
+    from bntool.graphs.islands import module_graph
+
     graph = module_graph(model, call_arguments(example_inputs))
     return make_plan(graph, keep=keep), graph
 
@@ -101,31 +126,3 @@ def checked(model: nn.Module, folded: nn.Module, example_inputs: Any) -> Any:
     outcome = verify(model, folded, example_inputs)
     outcome.insist()
     return outcome
-
-
-def report_of(plan: Plan, graph: FxGraph, verification: Any = None) -> FoldReport:
-    folded = [entry for step in plan.steps for entry in _folded(step)]
-    kept = [entry for norm, reason in plan.kept for entry in _kept(norm, reason)]
-    return FoldReport(
-        found=len(folded) + len(kept),
-        folded=folded,
-        kept=kept,
-        verification=verification,
-        notes=list(graph.notes),
-    )
-
-
-def _folded(step: Step) -> list[FoldEntry]:
-    low, high = _range(step.norm)
-    return [FoldEntry(name, step.into, step.side, "", low, high) for name in step.norm.names]
-
-
-def _kept(norm: Norm, reason: str) -> list[FoldEntry]:
-    low, high = _range(norm)
-    return [FoldEntry(name, reason=reason, scale_min=low, scale_max=high) for name in norm.names]
-
-
-def _range(norm: Norm) -> tuple[float | None, float | None]:
-    if not isinstance(norm.map, ChannelAffine) or not norm.map.scale.size:
-        return None, None
-    return float(np.min(norm.map.scale)), float(np.max(norm.map.scale))

@@ -14,19 +14,11 @@ from bntool.copying import copied
 from bntool.graphs.fx_calls import owner_part
 from bntool.graphs.fx_sizes import attribute
 from bntool.plan import Plan
-from bntool.rewriting import Rewrite, rewrites
+from bntool.rewriting import OutOfRange, Rewrite, rewrites
 from bntool.tensors import rewritten
 
 #: attributes in which norm subclasses keep what they do after normalising
 AFTERWARDS = ("drop", "act")
-
-
-class OutOfRange(Exception):
-    """A new value does not fit its dtype: `owner` must stay as it is."""
-
-    def __init__(self, owner: Any, reason: str) -> None:
-        super().__init__(reason)
-        self.owner, self.reason = owner, reason
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Free of torch: whoever holds the parameters (a module, an ONNX file) multiplies 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,14 @@ from bntool.algebra.affine import Array
 from bntool.algebra.linear import LINEAR, carried, factor, new_bias, out_channels
 from bntool.graphs.base import Node, Param
 from bntool.plan import Change
+
+
+class OutOfRange(Exception):
+    """A new value does not fit its dtype: `owner` must stay as it is."""
+
+    def __init__(self, owner: Hashable, reason: str) -> None:
+        super().__init__(reason)
+        self.owner, self.reason = owner, reason
 
 
 @dataclass(frozen=True, eq=False)

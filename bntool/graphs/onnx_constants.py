@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,12 @@ def _lazy(
         typed = types.of(name)
         if typed.shape is None or not typed.elem_type:
             return None
-        result[name] = Const(scope + name, typed.shape, typed.elem_type, lambda port=port: run()[port])
+        result[name] = Const(scope + name, typed.shape, typed.elem_type, partial(_output, run, port))
     return result
+
+
+def _output(run: Callable[[], list[NDArray[Any]]], port: int) -> NDArray[Any]:
+    return run()[port]
 
 
 def is_float(const: Const) -> bool:

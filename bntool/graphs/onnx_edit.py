@@ -80,7 +80,7 @@ class Edit:
             del slot.proto.input[slot.port :]
 
     def bypass(self, scope: str, proto: NodeProto, port: int = 0) -> None:
-        """Let all who read the node's output read its input instead; an output of the graph keeps its name."""
+        """Let all who read the node's output read its input; an output of the graph keeps its name."""
         graph, x, y = self.graph.scopes[scope], proto.input[port], proto.output[0]
         if all(value.name != y for value in graph.output):
             _rename_reads(graph, y, x)

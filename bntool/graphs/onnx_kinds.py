@@ -138,7 +138,8 @@ def _passing(kind: str, **attrs: Any) -> Rule:
 def _dropout(op: Op) -> Node | str:
     if op.used(1):
         return "the graph reads its mask"
-    training = op.const(2).fetch().any() if op.const(2) is not None else op.given(2)
+    mode = op.const(2)
+    training = mode.fetch().any() if mode is not None else op.given(2)
     if training or (op.opset < 7 and not op.attrs.get("is_test", 0)):
         return "it is in train mode"
     return op.node("identity", op.value(0))
@@ -231,9 +232,10 @@ def _resize(op: Op) -> Node | str:
 
 def _pad(op: Op) -> Node | str:
     rank, pads = op.rank(), op.list("pads", 1)
-    value = op.attrs.get("value", 0.0) if op.const(2) is None else op.const(2).fetch().item()
+    fill = op.const(2)
+    value = op.attrs.get("value", 0.0) if fill is None else fill.fetch().item()
     axes = op.list("axes", 3)
-    computed = (op.given(2) and op.const(2) is None) or (op.given(3) and axes is None)
+    computed = (op.given(2) and fill is None) or (op.given(3) and axes is None)
     if rank is None or pads is None or computed:
         return NO_RANK if rank is None else "its widths are computed"
     if min(pads, default=0) < 0:

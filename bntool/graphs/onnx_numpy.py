@@ -177,8 +177,8 @@ def _shape(args: Args) -> list[Tensor]:
 
 
 def _range(args: Args) -> list[Tensor]:
-    start, limit, delta = args.inputs
-    return [np.arange(start, limit, delta)]
+    start, limit, delta = (x.item() for x in args.inputs if x is not None)
+    return [np.asarray(np.arange(start, limit, delta), args.x.dtype)]
 
 
 def _arithmetic(function: Callable[..., Tensor]) -> Op:

@@ -1,7 +1,7 @@
 """ONNX files piece by piece: the graph without its weights in, weights copied straight from file to file out.
 
-A ModelProto is a list of tagged fields; its graph is field 7, the graph's initialisers are field 5 of that, and
-a tensor's bytes are field 9 of those. Reading only the tags finds every weight without loading one.
+A ModelProto is a list of tagged fields; its graph is field 7, the graph's initialisers are field 5 of that, a
+tensor's bytes field 9 of those. Reading only the tags finds every weight without loading one.
 Source: https://protobuf.dev/programming-guides/encoding/ and onnx.proto.
 """
 
@@ -71,7 +71,8 @@ def read_skeleton(path: Path) -> ModelProto:
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            model = ModelProto.FromString(b"".join(_without_weights(data)))
+            model = ModelProto()
+            model.ParseFromString(b"".join(_without_weights(data)))
     except OSError as problem:
         raise LoadError(problem.strerror or "it cannot be read", where=str(path)) from problem
     except Exception as problem:
@@ -104,10 +105,11 @@ def _placed(data: mmap.mmap, start: int, end: int) -> bytes:
             raw = content, stop - content
         else:
             rest.append(data[begin:stop])
-    tensor = TensorProto.FromString(b"".join(rest))
+    tensor = TensorProto()
+    tensor.ParseFromString(b"".join(rest))
     if raw is not None:
         set_location(tensor, {"location": EMBEDDED, "offset": str(raw[0]), "length": str(raw[1])})
-    return tensor.SerializeToString()
+    return bytes(tensor.SerializeToString())
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -109,13 +109,13 @@ def _head(tensor: TensorProto) -> bytes:
     plain.CopyFrom(tensor)
     plain.ClearField("external_data")
     plain.ClearField("data_location")
-    return plain.SerializeToString() + field_head(_RAW_DATA, byte_size(tensor))
+    return bytes(plain.SerializeToString()) + field_head(_RAW_DATA, byte_size(tensor))
 
 
 def copy(tensor: TensorProto, store: Store, file: BinaryIO) -> None:
     """Append the tensor's raw bytes to `file`, a piece at a time where they lie in another file."""
     if location(tensor) == PENDING:
-        file.write(memoryview(np.ascontiguousarray(store.array(tensor)).reshape(-1).view(np.uint8)))
+        file.write(np.ascontiguousarray(store.array(tensor)).reshape(-1).view(np.uint8).data)
         return
     span = store.span(tensor)
     with open(span.path, "rb") as source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from hashlib import blake2b
 from typing import Any
 
@@ -17,18 +16,10 @@ from bntool.graphs.onnx_ir import OnnxGraph, origin
 from bntool.graphs.onnx_op import Slot
 from bntool.graphs.onnx_tensors import numpy_dtype
 from bntool.plan import Plan
-from bntool.rewriting import Rewrite, rewrites
+from bntool.rewriting import OutOfRange, Rewrite, rewrites
 
 #: elements worked on at a time, so that their float64 copy stays small
 PIECE = 1 << 16
-
-
-class OutOfRange(Exception):
-    """A new value does not fit its dtype: `owner` must stay as it is."""
-
-    def __init__(self, owner: Hashable, reason: str) -> None:
-        super().__init__(reason)
-        self.owner, self.reason = owner, reason
 
 
 def carry_out(graph: OnnxGraph, plan: Plan) -> None:
@@ -76,7 +67,7 @@ def _may_drop(edit: Edit, slot: Slot) -> bool:
 def _identity(rewrite: Rewrite, slot: Slot) -> tuple[Any, ...]:
     """What makes two new tensors one: the calls of one layer share what they become."""
     arrays = (rewrite.scale, rewrite.shift, rewrite.value)
-    written = tuple(None if a is None else blake2b(np.ascontiguousarray(a)).digest() for a in arrays)
+    written = tuple(None if a is None else blake2b(a.tobytes()).digest() for a in arrays)
     source = slot.const.source if slot.const is not None else None
     return (source, slot.times, rewrite.name, *written)
 

@@ -1,4 +1,4 @@
-"""Do two ONNX models compute the same? ONNX Runtime, its optimiser off, on random inputs of one or two batch sizes."""
+"""What an ONNX model computes on random inputs of one or two batch sizes, to hold its fold against."""
 
 from __future__ import annotations
 
