@@ -175,10 +175,9 @@ class Crew:
         """Ask the worker that holds candidate `member`. Raises: Blamed."""
         try:
             return self.home[member].ask(op, **args)
-        except CandidateError as problem:
-            raise Blamed(member, problem.message) from None
-        except WorkerDied as death:
-            raise Blamed(member if death.candidate is None else death.candidate, death.message) from None
+        except (CandidateError, WorkerDied) as problem:
+            culprit = member if problem.candidate is None else problem.candidate
+            raise Blamed(culprit, problem.message) from None
 
     def close(self) -> None:
         for worker in self.workers:
@@ -251,4 +250,4 @@ def seen(before: Moment, samples: list[Sample], loops: Mapping[int, int], second
     timed = sum(s.took_s * loops[s.candidate] for s in samples)
     waited = sum(s.waited_s * loops[s.candidate] for s in samples)
     switches = sum(s.switches for s in samples)
-    return between(before, Moment.now(), seconds, waited=waited / max(timed, 1e-12), switches=switches)
+    return between(before, Moment.now(), seconds, waited=float(waited / max(timed, 1e-12)), switches=switches)

@@ -34,9 +34,10 @@ class Here:
         try:
             answer: dict[str, Any] = getattr(self.worker, op)(**args)
         except BntoolError as problem:
-            raise CandidateError(str(problem), problem.exit_code) from problem
+            raise CandidateError(str(problem), problem.exit_code, self.worker.running) from problem
         except Exception as problem:
-            raise CandidateError(f"{type(problem).__name__}: {problem}") from problem
+            what = f"{type(problem).__name__}: {problem}"
+            raise CandidateError(what, candidate=self.worker.running) from problem
         return answer
 
     def close(self) -> None:

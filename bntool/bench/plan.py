@@ -71,6 +71,8 @@ class Effort:
     def __post_init__(self) -> None:
         if self.budget_s <= 0.0:
             raise UsageError("the budget must be positive", where="--budget", next="Write 10s.")
+        if not 0.5 <= self.confidence < 1.0:
+            raise UsageError("the confidence makes no sense", where="--confidence", next="Write 95%.")
         if self.allocator not in ("fixed", "default"):
             raise UsageError(f"unknown allocator {self.allocator!r}", next="Use fixed or default.")
 

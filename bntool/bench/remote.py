@@ -29,10 +29,10 @@ CANCELLED = 5.0
 
 
 class CandidateError(Exception):
-    """A candidate raised: the worker lives on."""
+    """A candidate raised: the worker lives on. `candidate` was running then, or None where nobody was."""
 
-    def __init__(self, message: str, code: int | None = None) -> None:
-        self.message, self.code = message, code
+    def __init__(self, message: str, code: int | None = None, candidate: int | None = None) -> None:
+        self.message, self.code, self.candidate = message, code, candidate
         super().__init__(message)
 
 
@@ -118,7 +118,7 @@ class Process:
         reply = json.loads(self.line(op))
         if "ok" in reply:
             return dict(reply["ok"])
-        raise CandidateError(reply["error"], reply.get("code"))
+        raise CandidateError(reply["error"], reply.get("code"), reply.get("candidate"))
 
     def line(self, op: str) -> bytes:
         assert self.process.stdout is not None

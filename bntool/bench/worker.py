@@ -35,6 +35,7 @@ class Worker:
 
     def __init__(self, marker: int) -> None:
         self.marker = marker
+        self.running: int | None = None
         self.sources: dict[int, Source] = {}
         self.sessions: dict[int, Session] = {}
 
@@ -165,6 +166,7 @@ class Worker:
         return {"seconds": self.sessions[candidate].profile()}
 
     def mark(self, candidate: int) -> None:
+        self.running = candidate
         os.pwrite(self.marker, b"%8d" % candidate, 0)
 
 
@@ -200,10 +202,10 @@ def answer(worker: Worker, line: str) -> dict[str, Any]:
     try:
         return {"ok": run(**request["args"])}
     except BntoolError as problem:
-        return {"error": str(problem), "kind": type(problem).__name__, "code": problem.exit_code}
+        return {"error": str(problem), "candidate": worker.running, "code": problem.exit_code}
     except (Exception, SystemExit) as problem:
         traceback.print_exc()
-        return {"error": f"{type(problem).__name__}: {problem}"[:2000], "kind": type(problem).__name__}
+        return {"error": f"{type(problem).__name__}: {problem}"[:2000], "candidate": worker.running}
 
 
 def serve(requests: TextIO, answers: TextIO, marker: int) -> None:
