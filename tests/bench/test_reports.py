@@ -106,7 +106,7 @@ def test_the_page_is_whole_and_needs_nothing_else(document: dict[str, object]) -
     assert "src=" not in page
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
-    for part in ("base #0", "slow #1", "inconclusive", "contention", "prefers-color-scheme"):
+    for part in ("base #0", "slow #1", "inconclusive", "Contention over time", "prefers-color-scheme"):
         assert part in page
 
 
