@@ -10,7 +10,7 @@ import typer
 from bntool.cli import common, screen
 
 if TYPE_CHECKING:
-    from bntool.demo import Step, Tour
+    from bntool.demo.tour import Step, Tour
 
 
 @common.command
@@ -28,7 +28,7 @@ def demo(
 
     Prints the commands that do the same on your own model.
     """
-    from bntool.demo import demo
+    from bntool.demo.tour import demo
 
     with screen.progress_bar() as progress:
         tour = demo(output, force=force, bench_s=seconds, progress=progress, tell=tell)

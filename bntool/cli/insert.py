@@ -21,7 +21,12 @@ def insert(
     output: common.Output = None,
     inputs: common.Inputs = None,
     data: common.OptionalData = None,
-    batch_size: common.BatchSize = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, help="The batch it will be trained with, and of --data (default: 64)."
+        ),
+    ] = None,
     norm: Annotated[Norm, typer.Option("--norm", help="What to put in; auto decides by n_eff.")] = "batch",
     where: Annotated[Where, typer.Option("--where", help="Where it goes.")] = "before-activation",
     init: Annotated[
@@ -56,7 +61,7 @@ def insert(
         result = insert(
             loaded.model,
             example,
-            data=None if data is None else delivery.batches(data, batch_size),
+            data=None if data is None else delivery.batches(data, batch_size or 64),
             norm=norm,
             where=where,
             init=init,
@@ -81,7 +86,7 @@ def show(report: InsertReport) -> None:
     rows = [(e.layer, e.norm, e.name, e.n_eff, e.why) for e in report.inserted]
     rows += [(layer, "none", "", "", reason) for layer, reason in report.left_out.items()]
     screen.table(("layer", "norm", "its name", "n_eff", "note"), rows, right=("n_eff",))
-    screen.say(f"{len(report.inserted)} norms inserted, statistics from {report.data}")
+    screen.say(f"{len(report.inserted)} norms, statistics from {report.data}")
     if report.eval is not None:
         found = report.eval
         screen.say(f"eval mode: outputs moved by at most {found.max_rel_error:.1e} of their largest value")

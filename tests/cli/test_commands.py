@@ -1,0 +1,169 @@
+"""The commands on the sample models: what they say, write and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+
+import bntool
+from tests.cli.conftest import ROOT, Run
+
+NAMES = sorted(path.stem for path in (ROOT / "sample_models").glob("*.py"))
+NORMED = ["audio1d", "branchy", "densenet", "levit", "mobilenet", "preact_resnet", "repvgg", "resnet"]
+NORMED += ["siamese", "unet", "video3d"]
+
+
+def ref(name: str) -> str:
+    return f"models/{name}.py:{name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_insert_writes_a_model_that_computes_the_same(run: Run, name: str) -> None:
+    report = run("insert", ref(name), "-o", "normed", "--json").json
+    assert report["schema_version"] == 1
+    assert report["output"] == "normed"
+    assert report["data"].startswith("the example inputs and")
+    assert run("verify", ref(name), "normed", "--json").json["ok"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fold_writes_a_model_that_computes_the_same(run: Run, name: str) -> None:
+    report = run("fold", ref(name), "-o", "folded", "--json").json
+    assert report["found"] == len(report["folded"]) + len(report["kept"])
+    assert all(entry["reason"] for entry in report["kept"])
+    assert report["verification"] is None or report["verification"]["ok"]
+    assert run("verify", ref(name), "folded", "--json").json["ok"]
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_calibrate_and_replace_on_models_with_norms(run: Run, name: str) -> None:
+    calibrated = run(
+        "calibrate", ref(name), "--data", f"models/{name}.py:example_batches", "-o", "out", code=3
+    )
+    assert "has no 'example_batches'" in calibrated.err
+    with Path(f"models/{name}.py").open("a") as code:
+        code.write("\n\ndef example_batches():\n    return [example_inputs() for _ in range(4)]\n")
+    report = run(
+        "calibrate", ref(name), "--data", f"models/{name}.py:example_batches", "-o", "out", "--json"
+    ).json
+    assert len(report["calibrated"]) > 0
+    report = run("replace", ref(name), "--to", "frozen", "-o", "frozen", "--json").json
+    assert run("verify", ref(name), "frozen", "--json").json["ok"]
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp", "vgg"])
+def test_models_without_norms_have_nothing_to_calibrate_or_fold(run: Run, name: str) -> None:
+    np.save("x.npy", np.zeros((4, 1, 8, 8), "float32"))
+    assert "no norm to calibrate" in run("calibrate", ref(name), "--data", "x.npy", code=2).err
+    assert run("fold", ref(name), "--json").json["found"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect_says_something_of_every_model(run: Run, name: str) -> None:
+    report = run("inspect", ref(name), "--json").json
+    assert report["schema_version"] == 1
+    assert run("inspect", ref(name)).out
+
+
+@pytest.mark.parametrize("name", ["resnet", "unet", "siamese"])
+def test_export_writes_onnx_that_computes_the_same(run: Run, name: str) -> None:
+    report = run("export", ref(name), "-o", "m.onnx", "--dynamic-batch", "--json").json
+    assert report["verified"]
+    assert {check["batch"] for check in report["checks"]} >= {2}
+    assert "BatchNormalization" not in {node.op_type for node in onnx_ir.load("m.onnx").graph}
+    assert run("verify", ref(name), "m.onnx", "--json").json["ok"]
+
+
+def test_control_flow_cannot_be_exported_and_nothing_is_written(run: Run) -> None:
+    assert run("export", ref("branchy"), "-o", "m.onnx", code=4).err.count("\n") == 1
+    assert not Path("m.onnx").exists()
+
+
+def test_a_damaged_model_fails_verification_with_exit_code_6(run: Run) -> None:
+    model = bntool.load(ref("resnet"))
+    bntool.save(model, "good.safetensors")
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    bntool.save(model, "bad.safetensors")
+    good = [ref("resnet"), "--weights", "good.safetensors"]
+    bntool.save(bntool.load(good[0], weights="bad.safetensors"), "bad")
+    done = run("verify", good[0], "bad", *good[1:], code=6)
+    assert "different: " in done.out
+    assert "smallest tolerance that would pass" in done.out
+
+
+def test_the_same_random_weights_in_every_command(run: Run) -> None:
+    assert run("verify", ref("resnet"), ref("resnet"), "--json").json["smallest_tolerance"] == 0
+
+
+@pytest.mark.parametrize("command", ["insert", "fold", "export"])
+def test_a_dry_run_writes_nothing_and_force_is_needed_to_replace(run: Run, command: str) -> None:
+    before = sorted(Path().iterdir())
+    done = run(command, ref("resnet"), "-o", "m.onnx", "--dry-run")
+    assert "nothing written" in done.out
+    assert run(command, ref("resnet"), "-o", "m.onnx", "--dry-run", "--json").json["output"] is None
+    assert sorted(Path().iterdir()) == before
+    Path("m.onnx").write_text("mine")
+    assert "--force" in run(command, ref("resnet"), "-o", "m.onnx", code=2).err
+    assert Path("m.onnx").read_text() == "mine"
+    run(command, ref("resnet"), "-o", "m.onnx", "--force")
+    assert Path("m.onnx").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pt2", ".pt", ".onnx"])
+def test_a_folded_model_in_every_format(run: Run, suffix: str) -> None:
+    target = f"folded{suffix}"
+    run("fold", ref("resnet"), "-o", target)
+    if suffix == ".safetensors":
+        run("verify", ref("resnet"), ref("resnet"), "--weights", target)
+    else:
+        trust = ["--trust"] if suffix == ".pt" else []
+        run("verify", ref("resnet"), target, *trust)
+
+
+def test_onnx_in_onnx_out(run: Run) -> None:
+    run("export", ref("resnet"), "-o", "m.onnx", "--no-fold")
+    report = run("fold", "m.onnx", "-o", "folded.onnx", "--json").json
+    assert report["found"] > 0
+    assert report["kept"] == []
+    run("verify", "m.onnx", "folded.onnx")
+
+
+def test_keep_leaves_norms_alone(run: Run) -> None:
+    report = run("fold", ref("resnet"), "--keep", "*", "--json").json
+    assert report["folded"] == []
+    assert report["found"] == len(report["kept"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (["fold", "models/resnet.py:resnt"], 3, "has no 'resnt'"),
+        (["fold", "models/resnet.py"], 2, "does not say which function"),
+        (["fold", "models/none.py:net"], 3, "no such file"),
+        (["fold", "models/resnet.py:resnet", "-o", "out.txt"], 2, "Use .onnx, .pt2"),
+        (["fold", "models/resnet.py:resnet", "-o", "none/out"], 2, "no such folder"),
+        (["fold", "models/resnet.py:resnet", "--input", "1x3"], 4, "raised"),
+        (["insert", "m.onnx"], 3, "no such file"),
+        (["insert", "torch.nn:ReLU"], 2, "--input"),
+        (["export", "models/resnet.py:resnet"], 2, "-o"),
+        (["export", "models/resnet.py:resnet", "-o", "m.pt2"], 2, ".onnx"),
+        (["calibrate", "models/resnet.py:resnet", "--data", "none.npy"], 3, "no such data"),
+        (["verify", "models/resnet.py:resnet", "models/vgg.py:vgg"], 4, "raised"),
+    ],
+)
+def test_mistakes_end_in_one_message(run: Run, line: list[str], code: int, words: str) -> None:
+    done = run(*line, code=code)
+    assert words in done.err
+    assert done.out == ""
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_quiet_and_json_leave_stderr_and_stdout_clean(run: Run) -> None:
+    done = run("fold", ref("branchy"), "-q", "--json")
+    assert done.err == ""
+    assert done.json["schema_version"] == 1
