@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
 from bntool.norms.stand_in import NormAct, Normed, StandIn
@@ -123,6 +124,21 @@ def _detach(model: nn.Module, edit: Edit) -> None:
     _exchange(model, stand_in, stand_in.inner)
 
 
+def _drop_norm(model: nn.Module, edit: Edit) -> None:
+    """{"op": "drop_norm", "path", "keeps"}: a norm is gone, but for the children it ran after normalising."""
+    old = model.get_submodule(edit["path"])
+    parts = [old.get_submodule(name) for name in edit["keeps"]]
+    gone = nn.Identity().train(old.training)
+    _exchange(model, old, gone if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts))
+
+
+def _bake(model: nn.Module, edit: Edit) -> None:
+    """{"op": "bake", "path"}: parametrised tensors become plain ones with the values they have."""
+    module = model.get_submodule(edit["path"])
+    for name in list(module.parametrizations):  # type: ignore[arg-type]  # a ModuleDict where there is one
+        parametrize.remove_parametrizations(module, name)
+
+
 def _add_bias(model: nn.Module, edit: Edit) -> None:
     """{"op": "add_bias", "path", "size"}: a layer gets a bias, zeros until weights are loaded."""
     layer = model.get_submodule(edit["path"])
@@ -141,6 +157,8 @@ OPS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "insert": _insert,
     "attach": _attach,
     "detach": _detach,
+    "drop_norm": _drop_norm,
+    "bake": _bake,
     "add_bias": _add_bias,
     "drop_bias": _drop_bias,
 }

@@ -55,10 +55,12 @@ def _fold_module(
 ) -> Result[Any, FoldReport]:
     from bntool.fold_module import folded_copy
     from bntool.graphs.islands import module_graph
+    from bntool.structure import record_changes, structure_of
 
     progress("fold", 0, 2)
     graph = module_graph(model, call_arguments(example_inputs))
     folded, plan = _carried_out(graph, keep, lambda plan: folded_copy(model, plan))
+    record_changes(structure_of(model), folded)
     progress("fold", 1, 2)
     verification = checked(model, folded, example_inputs) if verify and example_inputs is not None else None
     progress("fold", 2, 2)
@@ -78,10 +80,13 @@ def fold_(
     """
     from bntool.fold_module import fold_here
     from bntool.graphs.islands import module_graph
+    from bntool.structure import record_changes, structure_of
 
     progress("fold", 0, 1)
     graph = module_graph(model, call_arguments(example_inputs))
+    before = structure_of(model)
     _, plan = _carried_out(graph, keep, lambda plan: fold_here(model, plan))
+    record_changes(before, model)
     progress("fold", 1, 1)
     return Result(model, report_of(plan, notes=graph.notes))
 

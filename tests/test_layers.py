@@ -15,7 +15,7 @@ FLOORS = (
     ("search", "plan", "branches", "rewriting"),
     ("report",),
     ("norms",),
-    ("edits",),
+    ("edits", "structure"),
     ("tensors", "copying", "fold_module"),
     (
         *("sources", "pooling", "placing", "onnx_folding"),

@@ -33,19 +33,20 @@ def fold(
 
     The result is compared with the original and written only if it computes the same (else exit code 6).
     """
-    from bntool import fold
+    from bntool.fold import fold
     from bntool.verify import verify
 
     loaded = common.open_model(model, inputs=inputs, weights=weights, trust=trust)
     example = delivery.known_inputs(loaded)
     delivery.check_output(loaded, output, force=force, inputs=example)
     with screen.progress_bar() as progress:
-        progress("fold", 0, 2)
-        result = fold(loaded.model, example, keep=tuple(keep or ()), form=form)
-        progress("verify", 1, 2)
-        found = None
-        if check and example is not None:
-            found = verify(loaded.model, result.model, example, tolerance=tolerance)
+        own_check = check and tolerance is None
+        result = fold(
+            loaded.model, example, keep=tuple(keep or ()), form=form, verify=own_check, progress=progress
+        )
+        found = result.report.verification
+        if check and not own_check and example is not None:
+            found = verify(loaded.model, result.model, example, tolerance=tolerance, progress=progress)
             found.insist(where=model)
     written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
     if as_json:

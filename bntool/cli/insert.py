@@ -83,7 +83,7 @@ def insert(
 
 def show(report: InsertReport) -> None:
     """A line per norm, what was left out and why, and how far the outputs moved."""
-    rows = [(e.layer, e.norm, e.name, e.n_eff, e.why) for e in report.inserted]
+    rows = [(e.layer, e.norm, e.name, str(e.n_eff), e.why) for e in report.inserted]
     rows += [(layer, "none", "", "", reason) for layer, reason in report.left_out.items()]
     screen.table(("layer", "norm", "its name", "n_eff", "note"), rows, right=("n_eff",))
     screen.say(f"{len(report.inserted)} norms, statistics from {report.data}")

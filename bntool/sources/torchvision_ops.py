@@ -45,7 +45,7 @@ def compiled_operators_load() -> bool:
         return False
     for library in Path(spec.origin).parent.glob("_C*.so"):
         try:
-            torch.ops.load_library(library)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            torch.ops.load_library(library)
         except OSError:
             continue
         return True
@@ -59,7 +59,7 @@ def declare() -> bool:
     """Declare the operators unless torchvision's own are there. Returns: whether that was needed, and new."""
     if _DECLARED or compiled_operators_load():
         return False
-    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # as above
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")
     for schema in SCHEMAS:
         library.define(schema)
     _DECLARED.append(library)

@@ -1,0 +1,68 @@
+"""What fold did to a module's structure, read off by comparing before and after, and recorded as edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from bntool.edits import record
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module: its class, those of its children, whether it has a bias, which tensors are parametrised."""
+
+    kind: type[nn.Module]
+    children: dict[str, type[nn.Module]]
+    has_bias: bool
+    parametrised: tuple[str, ...]
+
+
+Structure = dict[str, Part]
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """Every module of `model` by its first name."""
+    return {path: part_of(module) for path, module in model.named_modules()}
+
+
+def part_of(module: nn.Module) -> Part:
+    children = {name: type(child) for name, child in module.named_children()}
+    names = tuple(module.parametrizations) if parametrize.is_parametrized(module) else ()  # type: ignore[arg-type]
+    return Part(type(module), children, getattr(module, "bias", None) is not None, names)
+
+
+def record_changes(before: Structure, after: nn.Module) -> None:
+    """Record on `after` the edits that make its structure of a module built as `before`."""
+    for edit in list(changes(before, after)):
+        record(after, edit)
+
+
+def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
+    """The edits, in the order in which they have to be applied."""
+    gone: list[str] = []
+    for path, old in before.items():
+        if any(path.startswith(f"{other}.") for other in gone):
+            continue
+        new = after.get_submodule(path)
+        if old.parametrised and not parametrize.is_parametrized(new):
+            yield {"op": "bake", "path": path}
+        elif type(new) is not old.kind:
+            gone.append(path)
+            yield {"op": "drop_norm", "path": path, "keeps": kept_children(old, new)}
+            continue
+        bias = getattr(new, "bias", None)
+        if bias is not None and not old.has_bias and path:
+            yield {"op": "add_bias", "path": path, "size": len(bias)}
+
+
+def kept_children(old: Part, new: nn.Module) -> list[str]:
+    """Which children of a norm are what stands in its place: its dropout, its activation."""
+    if type(new) is nn.Identity:
+        return []
+    left = [type(m) for m in new] if type(new) is nn.Sequential else [type(new)]
+    return [name for name, kind in old.children.items() if kind in left and kind is not nn.Identity]
