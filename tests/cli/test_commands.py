@@ -120,10 +120,10 @@ def test_a_folded_model_in_every_format(run: Run, suffix: str) -> None:
 
 
 def test_onnx_in_onnx_out(run: Run) -> None:
-    run("export", ref("resnet"), "-o", "m.onnx", "--no-fold")
+    """Norms that torch's exporter does not fold by itself: after a linear, before a convolution."""
+    run("export", ref("levit"), "-o", "m.onnx", "--no-fold")
     report = run("fold", "m.onnx", "-o", "folded.onnx", "--json").json
-    assert report["found"] > 0
-    assert report["kept"] == []
+    assert report["found"] == len(report["folded"]) > 0
     run("verify", "m.onnx", "folded.onnx")
 
 
