@@ -37,10 +37,10 @@ class Mergeable(Protocol):
 
 
 def apply_merges(module: fx.GraphModule, merges: Sequence[Mergeable]) -> list[str]:
-    """Rewrites `module`, whose graph the merges were found in; gives the names of the new layers."""
-    names = [_apply(module, merge) for merge in merges if _replaceable(merge)]
+    """Rewrites `module`, whose graph the merges were found in; each new layer's name, or "" where none."""
+    names = [_apply(module, merge) if _replaceable(merge) else "" for merge in merges]
     _drop_assertions(module.graph, {n.origin for merge in merges for n in merge.inside})
-    module.graph.eliminate_dead_code()
+    module.graph.eliminate_dead_code(_matters)
     module.delete_all_unused_submodules()
     module.recompile()
     return names
@@ -63,9 +63,15 @@ def _apply(module: fx.GraphModule, merge: Mergeable) -> str:
         new = module.graph.call_module(name, (merge.base.origin,))
     new.meta = dict(old.meta)
     old.replace_all_uses_with(new)
-    if changes_in_place(old):  # dead code elimination keeps what writes
-        module.graph.erase_node(old)
+    for node in reversed([n.origin for n in merge.inside]):
+        if not node.users:
+            module.graph.erase_node(node)
     return name
+
+
+def _matters(node: fx.Node) -> bool:
+    """Whether a node does something even if nobody reads its value."""
+    return node.is_impure() or changes_in_place(node)
 
 
 def _drop_assertions(graph: fx.Graph, gone: set[fx.Node]) -> None:

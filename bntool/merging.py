@@ -1,0 +1,102 @@
+"""Merge parallel branches and chains of linear ops in a module: graph form, as modules cannot say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bntool.branches import Merge, find_merges
+from bntool.graphs.fx_merge import apply_merges
+from bntool.graphs.islands import module_graph
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One new layer and what it replaces.
+
+    Units: `macs_saved` is a count for the example inputs.
+    """
+
+    into: str
+    layers: tuple[str, ...]
+    norms: tuple[str, ...]
+    macs_saved: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def merge_branches(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, list[Merged]]:
+    """`model` as a torch.fx graph in which sums and chains of linear ops are single layers.
+
+    Where a model cannot be traced whole its traceable parts become graphs; the module itself is changed then,
+    so pass a copy. Merging changes what can be merged, so it goes on until nothing is left.
+    """
+    module, done = _merge(model, arguments, "")
+    return (module, done) if module is not None else (model, _merge_parts(model, arguments, ""))
+
+
+def _merge(model: nn.Module, arguments: Arguments, prefix: str) -> tuple[fx.GraphModule | None, list[Merged]]:
+    """None if the model cannot be traced in one way."""
+    done: list[Merged] = []
+    while True:
+        graph = module_graph(model, arguments)
+        if len(graph.ways) != 1 or graph.notes:
+            return None, []
+        merges = find_merges(graph)
+        model = fx.GraphModule(model, graph.ways[0].graph)
+        names = apply_merges(model, merges)
+        done += [_entry(merge, name, prefix) for merge, name in zip(merges, names, strict=True) if name]
+        if not any(names):
+            return model, done
+
+
+def _entry(merge: Merge, name: str, prefix: str) -> Merged:
+    layers = tuple(dict.fromkeys(prefix + n.where for n in merge.weighted))
+    norms = tuple(dict.fromkeys(prefix + n.where for n in merge.inside if n.kind == "batch_norm"))
+    return Merged(prefix + name, layers, norms, merge.macs_saved)
+
+
+def _merge_parts(model: nn.Module, arguments: Arguments, prefix: str) -> list[Merged]:
+    """Merges within the children that are called exactly once, with what they were called with."""
+    done: list[Merged] = []
+    for name, calls in _calls(model, arguments).items():
+        child = model.get_submodule(name)
+        if len(calls) != 1 or not list(child.children()):
+            continue
+        graph, merged = _merge(child, calls[0], f"{prefix}{name}.")
+        if graph is None:
+            done += _merge_parts(child, calls[0], f"{prefix}{name}.")
+        elif merged:
+            setattr(model, name, graph)
+            done += merged
+    return done
+
+
+def _calls(model: nn.Module, arguments: Arguments) -> dict[str, list[Arguments]]:
+    """With what each child of a model is called in one run."""
+    calls: dict[str, list[Arguments]] = {name: [] for name, _ in model.named_children()}
+    handles = [
+        child.register_forward_pre_hook(_recorder(calls[name]), with_kwargs=True)
+        for name, child in model.named_children()
+    ]
+    try:
+        with torch.no_grad():
+            model(*arguments[0], **arguments[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _recorder(calls: list[Arguments]) -> Callable[..., None]:
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+
+    return record
