@@ -28,6 +28,9 @@ test: $(STAMP)
 zoo: $(STAMP)
 	@$(BIN)/python -m tests.zoo $(ARGS)
 
+cost: $(STAMP)
+	@$(BIN)/python -m tests.zoo.cost $(ARGS)
+
 peers: $(STAMP)
 	@$(BIN)/python -m tests.zoo.peers $(ARGS)
 

@@ -22,6 +22,7 @@ FLOORS = (
         *(
             "fold",
             "fold_onnx",
+            "merging",
             "insert",
             "calibrate",
             "replace",
