@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 import bntool
-from tests.fuzz.__main__ import bntool_fold, reproducer
+from tests.fuzz.campaign import bntool_fold, reproducer
 from tests.fuzz.cases import Case, build
 from tests.fuzz.judge import norms_left
 from tests.fuzz.networks import FUNCTIONS, Net, Step

@@ -1,0 +1,66 @@
+"""Folds N random networks in a few processes and prints a small reproducer of every failure."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from tests.fuzz.cases import Case, build
+from tests.fuzz.judge import norms_left
+from tests.fuzz.oracle import complaints
+from tests.fuzz.shrink import shrink
+
+CHUNK = 20
+PROCESSES = min(2, os.cpu_count() or 1)
+
+
+def bntool_fold(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    from bntool import fold
+
+    return fold(model, inputs).model
+
+
+def kind(complaint: str) -> str:
+    """What sort of complaint it is: shrinking must not wander from one bug to another."""
+    return complaint.split(":")[0][:20]
+
+
+def reproducer(case: Case, found: list[str]) -> str:
+    kinds = {kind(text) for text in found}
+    small = shrink(case, lambda c: bool(kinds & {kind(text) for text in complaints(c, bntool_fold)}))
+    head = f"seed {case.seed}, {case.dtype}, input {tuple(case.inputs[0].shape)}"
+    return "\n".join([head, *(f"  {text}" for text in found), small.model.describe()])
+
+
+def one(seed: int) -> tuple[int, int, str]:
+    """Norms before, norms left, and the failure if any."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    case = build(seed)
+    found = complaints(case, bntool_fold)
+    if found:
+        return 0, 0, reproducer(case, found)
+    left = norms_left(bntool_fold(case.model, (case.inputs[0],)))
+    return len(norms_left(case.model)), len(left), ""
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
+    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    totals: Counter[str] = Counter()
+    start = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        for before, left, failure in pool.imap(one, range(first, first + count), CHUNK):
+            totals.update(before=before, left=left, failures=bool(failure), networks=1)
+            if failure:
+                print(failure, end="\n\n", flush=True)
+    print(f"{totals['networks']} networks, {totals['before']} norms in eval mode: {totals['left']} left")
+    print(f"{totals['failures']} failures in {time.monotonic() - start:.0f} s")
+    return 1 if totals["failures"] else 0
