@@ -6,7 +6,8 @@ is written against `kind` and so serves all of them. What a front end cannot nam
 The vocabulary (inputs are tensor values only; attributes are plain Python values):
 
 kind             inputs  attributes                                              params
-conv             x       groups, padded (zero padding hides a shift), rank       weight (out, in/g, *k), bias?
+conv             x       groups, padded (zero padding hides a shift), rank;      weight (out, in/g, *k), bias?
+                         stride, padding, dilation where both sides have as many zeros
 conv_transpose   x       groups, rank                                            weight (in, out/g, *k), bias?
 linear           x       transposed (weight is (in, out))                        weight (out, in), bias?
 matmul_const     x       side: "right" (x @ w) or "left" (w @ x)                 weight
@@ -20,7 +21,8 @@ parameter        -                                                              
 scalar           x       a, b: the literal a * x + b
 relu             x       -: relu, leaky relu, prelu: f(s * x) = s * f(x), s >= 0
 max_pool         x       dims: pooled dimensions (negative)
-avg_pool         x       dims, counts_padding (the padding's zeros enter the mean)
+avg_pool         x       dims, counts_padding (the padding's zeros enter the mean); kernel_size, stride,
+                         padding where it is a sliding window with as many zeros on both sides
 mean             x       dims (negative), keepdim
 sum              x       dims (negative), keepdim
 upsample         x       dims: interpolated dimensions (negative); weights sum to one

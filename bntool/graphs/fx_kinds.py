@@ -12,6 +12,7 @@ from torch import fx, nn
 from bntool.graphs.base import Param
 from bntool.graphs.fx_calls import Call, Spec, module_params, names
 from bntool.graphs.fx_sizes import UNKNOWN
+from bntool.graphs.windows import window
 
 Build = Callable[[Call], Spec | None]
 NO_BIAS = "it has no bias to take the shift, and modules alone cannot give it one: use form='graph'"
@@ -34,6 +35,7 @@ def _conv(rank: int) -> Build:
         kernel = params["weight"].shape[2:]
         padded = any(_padding(padding, kernel, dilation))
         attrs = {"groups": call.number(6, "groups", 1), "rank": rank, "padded": padded, "no_bias": NO_BIAS}
+        attrs |= window(kernel, call.number(3, "stride", 1), padding, dilation)
         return Spec("conv", (call.get(0, "input"),), attrs, params)
 
     return build
@@ -91,6 +93,8 @@ def _conv_module(call: Call) -> Spec:
         attrs["padded"] = not (_ones(module.kernel_size) and _ones(module.stride) and not any(padding))
     else:
         attrs["padded"] = module.padding_mode == "zeros" and any(padding)
+        geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
+        attrs |= window(*geometry, module.padding_mode)
     kind = "conv_transpose" if module.transposed else "conv"
     return Spec(kind, (call.get(0, "input"),), attrs, _module_weights(call))
 
@@ -171,9 +175,21 @@ def _avg_pool(rank: int) -> Build:
         # (a window that ceil_mode lets hang over counts no more padding than is given: its mean stays a mean)
         divisor = call.number(6, "divisor_override")
         attrs = {"dims": tuple(range(-rank, 0)), "counts_padding": counted or divisor is not None}
+        attrs |= _pool_window(call, rank) if divisor is None else {}
         return Spec("avg_pool", (call.get(0, "input"),), attrs)
 
     return build
+
+
+def _pool_window(call: Call, rank: int) -> dict[str, Any]:
+    taps = call.number(1, "kernel_size")
+    taps = (taps,) * rank if isinstance(taps, int) else taps
+    if taps is UNKNOWN or call.number(4, "ceil_mode", False):
+        return {}
+    return {
+        "kernel_size": tuple(taps),
+        **window(taps, call.number(2, "stride", None), call.number(3, "padding", 0)),
+    }
 
 
 def _reduced(call: Call, name: str) -> tuple[tuple[int, ...], bool] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -20,7 +20,7 @@ SIZE_FUNCTIONS = (
     len,
     *(getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem")),
 )
-CONVS = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVS: tuple[Any, ...] = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Mergeable(Protocol):
@@ -122,18 +122,12 @@ def layer(kernel: Kernel, like: torch.Tensor) -> nn.Module:
 
 
 def _empty(kernel: Kernel, bias: bool, like: torch.Tensor) -> nn.Module:
-    made = {"bias": bias, "device": like.device, "dtype": like.dtype}
-    conv = CONVS[kernel.rank]
+    """A layer of the kernel's sizes; made on `meta`, so that no time goes into initial weights."""
+    conv, sizes = CONVS[kernel.rank], (kernel.in_channels, kernel.out_channels)
+    made: nn.Module
     if conv is None:
-        return nn.utils.skip_init(nn.Linear, kernel.in_channels, kernel.out_channels, **made)
-    return nn.utils.skip_init(
-        conv,
-        kernel.in_channels,
-        kernel.out_channels,
-        kernel.taps,
-        kernel.stride,
-        kernel.padding,
-        kernel.dilation,
-        kernel.groups,
-        **made,
-    )
+        made = nn.Linear(*sizes, bias=bias, device="meta", dtype=like.dtype)
+    else:
+        window = (kernel.taps, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
+        made = conv(*sizes, *window, bias=bias, device="meta", dtype=like.dtype)
+    return made.to_empty(device=like.device)

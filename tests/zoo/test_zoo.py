@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import bntool
 from tests.zoo.__main__ import rows
 from tests.zoo.check import Row, bntool_fold, check
 
@@ -25,7 +24,6 @@ def row(name: str) -> Row:
     return found
 
 
-@pytest.mark.skipif("fold" not in bntool.__all__, reason="fold has not landed yet")
 @pytest.mark.parametrize("name", QUICK)
 def test_every_foldable_norm_of_a_real_model_folds(name: str) -> None:
     outcome = check(row(name), bntool_fold)
