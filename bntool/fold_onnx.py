@@ -10,12 +10,14 @@ from typing import Any
 
 from onnx import ModelProto
 
+from bntool.errors import UsageError
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.folding import Folding, Shapes
 from bntool.onnx_folding.reference import Reference
 from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
 from bntool.result import FoldReport, Result
+from bntool.sources.inputs import InputSpec
 from bntool.sources.onnx_wire import read_skeleton
 from bntool.sources.onnx_write import write
 from bntool.sources.writing import beside
@@ -28,19 +30,20 @@ def fold_file(
     keep: Sequence[str] = (),
     verify: bool = True,
     tolerance: float | None = None,
-    shapes: Shapes | None = None,
+    inputs: Sequence[InputSpec] = (),
     force: bool = False,
     progress: Progress = silent,
 ) -> FoldReport:
     """Fold the ONNX file at `path` into `output`; without an output nothing is kept of the result.
 
     Weights are read, folded and written one at a time. With `verify` ONNX Runtime runs both files on random
-    inputs, of two batch sizes where the batch is open. `shapes` gives sizes for inputs that leave them open.
+    inputs, of two batch sizes where the batch is open. `inputs` give sizes where the graph leaves them open.
 
     Raises: LoadError for a damaged file, VerificationError when outputs differ: then nothing is written.
     """
     source = Path(path)
-    folding = Folding(read_skeleton(source), source, shapes or {}, tuple(keep))
+    skeleton = read_skeleton(source)
+    folding = Folding(skeleton, source, _shapes(skeleton, inputs), tuple(keep))
     progress("fold", 0, 2)
     if output is None and not verify:
         return report_of(folding.plan(), notes=folding.notes)
@@ -52,6 +55,20 @@ def fold_file(
             verification = folding.insist(plan, reference, target, str(path))
     progress("verify", 2, 2)
     return report_of(plan, notes=folding.notes, verification=verification)
+
+
+def _shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
+    """The shapes that specs give to the graph's inputs: by name, or in order where they have none.
+
+    Raises: UsageError.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    names = [value.name for value in model.graph.input if value.name not in stored]
+    unknown = next((spec.name for spec in inputs if spec.name and spec.name not in names), None)
+    if unknown is not None or len(inputs) > len(names):
+        what = f"no input {unknown}" if unknown else f"only {len(names)} inputs"
+        raise UsageError(f"the graph has {what}", where="--input", next=f"It takes {', '.join(names)}.")
+    return {spec.name or names[place]: spec.shape for place, spec in enumerate(inputs)}
 
 
 @contextmanager

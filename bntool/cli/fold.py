@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bntool.cli import common, delivery, screen
+from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.result import FoldReport
+    from bntool.verify import Verification
 
 
 @common.command
@@ -33,6 +36,14 @@ def fold(
 
     The result is compared with the original and written only if it computes the same (else exit code 6).
     """
+    if model.endswith(".onnx") and weights is None:
+        target = None if dry_run else output
+        report = _fold_onnx(
+            model, output, target, inputs, keep, check=check, tolerance=tolerance, force=force
+        )
+        _present(report, report.verification, target, dry_run=dry_run, as_json=as_json)
+        return
+
     from bntool.fold import fold
     from bntool.verify import verify
 
@@ -49,15 +60,56 @@ def fold(
             found = verify(loaded.model, result.model, example, tolerance=tolerance, progress=progress)
             found.insist(where=model)
     written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
+    if check and found is None:
+        screen.warn("not verified: no example inputs are known; pass --input 1x3x224x224")
+    _present(result.report, found, written, dry_run=dry_run, as_json=as_json)
+
+
+def _fold_onnx(
+    model: str,
+    output: Path | None,
+    target: Path | None,
+    inputs: list[str] | None,
+    keep: list[str] | None,
+    *,
+    check: bool,
+    tolerance: float | None,
+    force: bool,
+) -> FoldReport:
+    """File to file: neither torch nor the whole model is ever in memory."""
+    from bntool.fold_onnx import fold_file
+    from bntool.sources.inputs import parse_input
+    from bntool.sources.writing import check_target
+
+    if output is not None:
+        if output.suffix != ".onnx":
+            raise UsageError(
+                "an ONNX model is written as .onnx", where=str(output), next="Change the suffix."
+            )
+        check_target(output, force=force)
+    with screen.progress_bar() as progress:
+        return fold_file(
+            model,
+            target,
+            keep=tuple(keep or ()),
+            verify=check,
+            tolerance=tolerance,
+            inputs=[parse_input(text) for text in inputs or ()],
+            force=force,
+            progress=progress,
+        )
+
+
+def _present(
+    report: FoldReport, found: Verification | None, written: Path | None, *, dry_run: bool, as_json: bool
+) -> None:
     if as_json:
-        document = {**result.report.to_dict(), "verification": found.to_dict() if found else None}
+        document = {**report.to_dict(), "verification": found.to_dict() if found else None}
         screen.emit_json(delivery.with_output(document, written, dry_run=dry_run))
         return
-    show(result.report)
+    show(report)
     if found is not None:
         screen.say(delivery.verification_line(found))
-    elif check:
-        screen.warn("not verified: no example inputs are known; pass --input 1x3x224x224")
     screen.say(delivery.closing_line(written, dry_run=dry_run))
 
 

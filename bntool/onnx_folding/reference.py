@@ -37,7 +37,7 @@ def feeds_of(model: ModelProto, given: Shapes, seed: int = 0) -> list[Feeds]:
     batches = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs if _open_batch(value)}
     first = {name: size for name, size in sizes.items() if name not in batches}
     rng = np.random.default_rng(seed)
-    wanted = [{**sizes, **dict.fromkeys(batches, n)} for n in (1, 3)] if batches else [first]
+    wanted = [{**sizes, **dict.fromkeys(batches, n)} for n in (1, 2)] if batches else [first]
     return [{value.name: _random(value, each, rng) for value in inputs} for each in wanted]
 
 
