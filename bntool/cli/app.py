@@ -18,6 +18,7 @@ from bntool.cli.fold import fold
 from bntool.cli.insert import insert
 from bntool.cli.inspect import inspect
 from bntool.cli.replace import replace
+from bntool.cli.study import study
 from bntool.cli.verify import verify
 from bntool.errors import BntoolError
 
@@ -33,6 +34,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     verify,
     export,
     bench,
+    study,
     demo,
 )
 

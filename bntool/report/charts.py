@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 480.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 16.0, 12.0, 46.0
 COLOURS = 8
+#: chosen values that each get a tick of their own, at most
+FEW = 7
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Axis:
 def axis(values: Iterable[float], start: float, end: float, *, log: bool = False) -> Axis:
     """An axis around the finite values."""
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    low, high = (min(finite), max(finite)) if finite else (0.1, 1.0)
     if log:
         low, high = (low / 2, high * 2) if low == high else (low, high)
         return Axis(low, high, start, end, True, log_ticks(low, high))
@@ -47,6 +49,13 @@ def axis(values: Iterable[float], start: float, end: float, *, log: bool = False
     pad = 0.06 * (high - low)
     low, high = low - pad, high + pad
     return Axis(low, high, start, end, False, linear_ticks(low, high))
+
+
+def settings_axis(values: Iterable[float], start: float, end: float, *, log: bool = False) -> Axis:
+    """An axis of values that somebody chose (batch sizes, depths): each has its tick while they are few."""
+    chosen = sorted(set(values))
+    found = axis(chosen, start, end, log=log)
+    return replace(found, ticks=tuple(chosen)) if len(chosen) <= FEW else found
 
 
 def linear_ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
@@ -59,11 +68,12 @@ def linear_ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
-    """Powers of ten, or of two where the range is short; thinned to fit."""
-    base = 2.0 if math.log10(high / low) < 2.5 else 10.0
-    first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-    powers = range(first, last + 1)
-    return tuple(base**k for k in powers[:: max(1, math.ceil(len(powers) / most))])
+    """1, 2 and 5 times powers of ten; powers alone where the range is long; thinned to fit."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    leading = (1, 2, 5) if math.log10(high / low) <= 2 else (1,)
+    every = [d * 10.0**k for k in range(first, last + 1) for d in leading]
+    inside = [v for v in every if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+    return tuple(inside[:: max(1, math.ceil(len(inside) / most))])
 
 
 def number(value: float) -> str:
@@ -101,7 +111,7 @@ def legend(chart: Mapping[str, Any]) -> str:
 def lines(chart: Mapping[str, Any]) -> str:
     """Lines with points, their intervals as bands."""
     series = chart["series"]
-    x = axis((v for s in series for v in s["x"]), LEFT, WIDTH - RIGHT, log=chart["x_log"])
+    x = settings_axis((v for s in series for v in s["x"]), LEFT, WIDTH - RIGHT, log=chart["x_log"])
     every = [v for s in series for v in (*s["y"], *s["low"], *s["high"])]
     y = axis(every, HEIGHT - BOTTOM, TOP, log=chart["y_log"])
     drawn = [frame(chart, x, y)]

@@ -27,7 +27,7 @@ from bntool.study.verdict import Measure, Verdict, every
 #: a point of accuracy counts
 MATTERS = 0.01
 #: a network has to fit its few training examples this well, or its gap says nothing
-FITTED = 0.97
+FITTED = 0.99
 
 Runs = dict[tuple[str, float], list[Result]]
 

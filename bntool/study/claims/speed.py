@@ -172,7 +172,7 @@ def headline(
 ) -> str:
     base, norm = plan.baseline, plan.treated
     rates = largest_ratio(works, base, norm)
-    largest = f" The largest rate that trains is {rates:g} times {base}'s." if rates is not None else ""
+    largest = "" if rates is None else f" The largest rate that trains is {rates:g} times as large with it."
     return (
         f"A test score of {goal:.3g} takes {said(middle(counts[base]))} without and "
         f"{said(middle(counts[norm]))} with "
