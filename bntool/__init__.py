@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from bntool.export import export as export
     from bntool.sources import load as load
     from bntool.sources.saving import save as save
+    from bntool.study.study import study as study
     from bntool.verify import verify as verify
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {
-    "study": "bntool.study.study",
     "load": "bntool.sources",
     "save": "bntool.sources.saving",
     "verify": "bntool.verify",
@@ -37,6 +37,7 @@ _HOME = {
     "replace": "bntool.replace",
     "BntoolError": "bntool.errors",
     "export": "bntool.export",
+    "study": "bntool.study.study",
 }
 __all__ = ["__version__", *_HOME]
 

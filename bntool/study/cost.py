@@ -35,7 +35,7 @@ def cost(setting: Setting, trial: Trial) -> dict[str, Any]:
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            loss_of(model(*batch.inputs), batch.targets).backward()  # type: ignore[no-untyped-call]
+            loss_of(model(*batch.inputs), batch.targets).backward()
             optimizer.step()
 
         return step

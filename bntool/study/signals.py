@@ -48,7 +48,7 @@ def signals(model: nn.Module, part: Part, loss_of: Loss) -> list[LayerSignal]:
             hooks.append(module.register_forward_hook(_watch(name, rows)))
     kept = {k: v.clone() for k, v in model.named_buffers()}
     try:
-        loss_of(model(*part.inputs), part.targets).backward()  # type: ignore[no-untyped-call]
+        loss_of(model(*part.inputs), part.targets).backward()
     finally:
         for hook in hooks:
             hook.remove()
@@ -70,7 +70,7 @@ def _watch(name: str, rows: list[dict[str, Any]]) -> Any:
         row: dict[str, Any] = {"name": name, "gradient": 0.0, **of_values(inputs[0].detach())}
         rows.append(row)
         # a hook set now sees the gradient of this value even if a later layer overwrites it in place
-        output.register_hook(lambda g: row.update(gradient=float(g.norm())))  # type: ignore[no-untyped-call]
+        output.register_hook(lambda g: row.update(gradient=float(g.norm())))
 
     return hook
 

@@ -133,7 +133,7 @@ def train(
             break
         pending.append(value)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if step in marks:
             value = score(model, probe, data.task, loss_fn)
