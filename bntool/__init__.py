@@ -33,6 +33,7 @@ _HOME = {
     "fold": "bntool.fold",
     "fold_": "bntool.fold",
     "insert": "bntool.insert",
+    "unfold": "bntool.insert",
     "calibrate": "bntool.calibrate",
     "replace": "bntool.replace",
     "BntoolError": "bntool.errors",

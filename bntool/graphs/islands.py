@@ -10,28 +10,40 @@ from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_trace import ways_through
 
 
-def module_graph(root: nn.Module, inputs: Inputs | None = None) -> FxGraph:
-    """The graph of a module as the planner needs it: every way through it and its islands."""
+def module_graph(
+    root: nn.Module, inputs: Inputs | None = None, *, leaves: tuple[type[nn.Module], ...] = ()
+) -> FxGraph:
+    """The graph of a module as the planner needs it: every way through it and its islands.
+
+    Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
+    """
     graph = FxGraph(root)
     dark: set[str] = set()
-    trace_part(graph, root, "", inputs, dark)
+    trace_part(graph, root, "", inputs, dark, leaves)
     done: set[str] = set()
     while dark - done:
         name = min(dark - done)
         done.add(name)
         for child, module in root.get_submodule(name).named_children():
             path = f"{name}.{child}" if name else child
-            trace_part(graph, module, path, None, dark)
+            trace_part(graph, module, path, None, dark, leaves)
     graph.finish()
     return graph
 
 
-def trace_part(graph: FxGraph, part: nn.Module, prefix: str, inputs: Inputs | None, dark: set[str]) -> None:
+def trace_part(
+    graph: FxGraph,
+    part: nn.Module,
+    prefix: str,
+    inputs: Inputs | None,
+    dark: set[str],
+    leaves: tuple[type[nn.Module], ...] = (),
+) -> None:
     """Add every way through `part`; modules that cannot be traced become one opaque node each."""
 
     def leaf(module: nn.Module, path: str) -> bool:
         full = ".".join(p for p in (prefix, path) if p)
-        return full in dark or is_leaf(module, path)
+        return full in dark or isinstance(module, leaves) or is_leaf(module, path)
 
     while True:
         ways = ways_through(part, leaf, inputs)

@@ -65,6 +65,8 @@ class NormKind:
     name: str
     make: Callable[[Setting], Spec | Blocked]
     preserves: bool = False
+    uses_batch: bool = False
+    """Whether training takes statistics over the batch."""
     hides_bias: bool = False
 
 
@@ -165,10 +167,10 @@ def _instance(setting: Setting) -> Spec | Blocked:
 KINDS: dict[str, NormKind] = {
     kind.name: kind
     for kind in (
-        NormKind("batch", _batch, preserves=True, hides_bias=True),
-        NormKind("sync", _sync, preserves=True, hides_bias=True),
-        NormKind("renorm", _renorm, preserves=True, hides_bias=True),
-        NormKind("ghost", _ghost, preserves=True, hides_bias=True),
+        NormKind("batch", _batch, preserves=True, uses_batch=True, hides_bias=True),
+        NormKind("sync", _sync, preserves=True, uses_batch=True, hides_bias=True),
+        NormKind("renorm", _renorm, preserves=True, uses_batch=True, hides_bias=True),
+        NormKind("ghost", _ghost, preserves=True, uses_batch=True, hides_bias=True),
         NormKind("frozen", _frozen, preserves=True),
         NormKind("instance", _instance, hides_bias=True),
         NormKind("group", _group),

@@ -36,6 +36,8 @@ ACTIVATION_CALLS = tuple(
     )
     for ending in ("", "_")
 )  # fmt: skip
+LEAVES = (nn.Identity, dropout._DropoutNd, *ACTIVATIONS)
+"""Modules that matter as such, not for the function they call."""
 ADDS = ("add", "add_", "iadd", "__iadd__", "sub")
 
 
@@ -91,7 +93,7 @@ def _joined(prefix: str, path: str) -> str:
 
 def trace(model: nn.Module, example: Call) -> Flow:
     """The flow of `model`, whose forks on data are followed both ways."""
-    return Flow(model, module_graph(model, (example.args, example.kwargs)).ways)
+    return Flow(model, module_graph(model, (example.args, example.kwargs), leaves=LEAVES).ways)
 
 
 def role_of_module(module: nn.Module) -> str:

@@ -23,6 +23,14 @@ from bntool.placing.flow import (
 )
 from bntool.pooling.batches import Call
 
+LAYERS = (_ConvNd, nn.Linear)
+KINDS_OF: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": (_ConvNd,),
+    "linear": (nn.Linear,),
+    "all": LAYERS,
+}
+MOVES = ("flatten", "reshape", "view", "transpose", "permute", "unsqueeze", "squeeze", "contiguous")
+"""Calls that a folded norm's Identity may be behind."""
 WHERE = ("before-activation", "after-activation", "before-layer")
 
 
@@ -43,6 +51,8 @@ class Site:
     values: int = 0
     slot: str = ""
     reason: str = ""
+    node: fx.Node | None = None
+    """Graph form: the node behind which (ahead of which) the norm goes."""
 
     def effective_batch(self, batch_size: int, example_size: int) -> int:
         """N * H * W: how many values per channel a norm here has its statistics from."""
@@ -57,8 +67,8 @@ class Question:
     layers: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    functional: bool = False
-    """Whether function calls can be given norms too (graph form)."""
+    slots: bool = False
+    """Un-fold: if folding left an Identity behind any layer, norms go there and nowhere else."""
 
 
 class Seen:
@@ -96,139 +106,132 @@ def watch(model: nn.Module, call: Call) -> Seen:
 
 def find(model: nn.Module, flow: Flow, seen: Seen, question: Question) -> list[Site]:
     """All candidates in the model's own order."""
-    kinds = _asked_for(model, seen, question)
-    names = [(n, m) for n, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)]
-    return [_site(model, flow, seen, question, kinds, name, module) for name, module in names]
+    finder = _Finder(model, flow, seen, question)
+    sites = [finder.site(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]
+    if not question.slots or not any(site.slot and not site.reason for site in sites):
+        return sites
+    return [s if s.slot or s.reason else replace(s, reason="no norm was folded away here") for s in sites]
 
 
-def _asked_for(model: nn.Module, seen: Seen, question: Question) -> tuple[type[nn.Module], ...]:
-    by_name: dict[str, tuple[type[nn.Module], ...]] = {
-        "conv": (_ConvNd,),
-        "linear": (nn.Linear,),
-        "all": (_ConvNd, nn.Linear),
-    }
-    if question.layers is not None:
-        return by_name[question.layers]
-    if question.include:
-        return by_name["all"]
-    has_conv = any(isinstance(m, _ConvNd) and m in seen.outputs for m in model.modules())
-    return by_name["conv" if has_conv else "linear"]
-
-
-def _site(
-    model: nn.Module,
-    flow: Flow,
-    seen: Seen,
-    question: Question,
-    kinds: tuple[type[nn.Module], ...],
-    name: str,
-    module: nn.Module,
-) -> Site:
-    site = Site(name, name, question.where)
-    nodes = flow.calls_of(name)
-    reason = _not_asked(site, module, question, kinds) or _by_run(module, seen, flow, nodes)
-    if reason:
-        return replace(site, reason=reason)
-    if not nodes:
-        return replace(site, reason="it is inside a part of the model that cannot be analysed")
-    site = _placed(site, flow, nodes[0])
-    if site.reason:
-        return site
-    reason = _by_flow(site, flow, nodes, last=module is seen.last)
-    return replace(site, reason=reason) if reason else _sized(site, model, seen, question)
-
-
-def _not_asked(site: Site, module: nn.Module, question: Question, kinds: tuple[type[nn.Module], ...]) -> str:
-    if matches(site.layer, question.exclude):
-        return "excluded"
-    if not selected(site.layer, question.include, ()):
-        return "not included"
-    if isinstance(module, kinds):
-        return ""
-    if isinstance(module, nn.Linear):
+def wanted_word(kind: str) -> str:
+    """Why a layer of this kind is left out when the other kind is asked for."""
+    if kind == "linear":
         return "a linear layer in a model with convolutions; layers='all' gives it a norm"
     return "a convolution; layers='conv' or 'all' gives it a norm"
 
 
-def _by_run(module: nn.Module, seen: Seen, flow: Flow, nodes: Sequence[fx.Node]) -> str:
-    """Reasons that show when the example inputs run."""
-    outputs = seen.outputs.get(module, [])
-    if not outputs:
-        return "the example inputs do not reach it"
-    if len(outputs) > 1 and nodes and (norm := norm_after(flow, nodes[0])) is not None:
-        return f"already normalised by {flow.path_of(norm)}"
-    if len(outputs) > 1:
-        shapes = sorted({tuple(o.shape[2:]) for o in outputs})
+class _Finder:
+    """Judges the layers of one model, one after the other."""
+
+    def __init__(self, model: nn.Module, flow: Flow, seen: Seen, question: Question) -> None:
+        self.model, self.flow, self.seen, self.question = model, flow, seen, question
+        has_conv = any(isinstance(m, _ConvNd) and m in seen.outputs for m in model.modules())
+        default = "all" if question.include else "conv" if has_conv else "linear"
+        self.kinds = KINDS_OF[question.layers or default]
+
+    def site(self, name: str, module: nn.Module) -> Site:
+        site = Site(name, name, self.question.where)
+        nodes = self.flow.calls_of(name)
+        if nodes and self.question.where == "before-activation":
+            site = replace(site, slot=self._slot(nodes[0]))
+        reason = self._not_asked(site, module) or self._by_run(site, module, nodes)
+        if reason:
+            return replace(site, reason=reason)
+        if not nodes:
+            return replace(site, reason="it is inside a part of the model that cannot be analysed")
+        if site.where == "after-activation":
+            site = self._behind_activation(site, nodes[0])
+        reason = site.reason or by_flow(site, self.flow, nodes, last=module is self.seen.last)
+        return replace(site, reason=reason) if reason else self._sized(site, module)
+
+    def _not_asked(self, site: Site, module: nn.Module) -> str:
+        if matches(site.layer, self.question.exclude):
+            return "excluded"
+        if not selected(site.layer, self.question.include, ()):
+            return "not included"
+        if isinstance(module, self.kinds) or (self.question.slots and site.slot):
+            return ""
+        return wanted_word("linear" if isinstance(module, nn.Linear) else "conv")
+
+    def _by_run(self, site: Site, module: nn.Module, nodes: Sequence[fx.Node]) -> str:
+        """Reasons that show when the example inputs run."""
+        outputs = self.seen.outputs.get(module, [])
+        if not outputs:
+            return "the example inputs do not reach it"
+        if len(outputs) > 1:
+            return self._shared(site, outputs, nodes)
+        if module in self.seen.extra:
+            return "called with more than one argument"
+        if isinstance(module, _ConvNd) and outputs[0].dim() != len(module.kernel_size) + 2:
+            return "its input has no batch dimension"
+        return ""
+
+    def _shared(self, site: Site, outputs: Sequence[Tensor], nodes: Sequence[fx.Node]) -> str:
+        """A layer that is called more than once; un-folding gives a shared norm back to a shared layer."""
+        if nodes and (norm := norm_after(self.flow, nodes[0])) is not None:
+            return f"already normalised by {self.flow.path_of(norm)}"
+        shapes = {tuple(o.shape[2:]) for o in outputs}
+        if site.slot and self.question.slots and len(shapes) == 1:
+            return ""
         over = f" over {len(shapes)} sizes" if len(shapes) > 1 else ""
         return f"shared: called {len(outputs)} times{over}, each with statistics of its own"
-    if module in seen.extra:
-        return "called with more than one argument"
-    if isinstance(module, _ConvNd) and outputs[0].dim() != len(module.kernel_size) + 2:
-        return "its input has no batch dimension"
-    return ""
+
+    def _behind_activation(self, site: Site, node: fx.Node) -> Site:
+        users = list(node.users)
+        act = users[0] if len(users) == 1 and self.flow.role(users[0]) == "activation" else None
+        if act is None:
+            return replace(site, reason="no activation follows it alone")
+        module, path = self.flow.module(act), self.flow.path_of(act)
+        if module is None:
+            return replace(site, reason=f"its activation is a call of {called(act)}: use form='graph'")
+        if len(self.seen.outputs.get(module, ())) > 1:
+            return replace(site, reason=f"its activation {path} is called several times: use form='graph'")
+        return replace(site, at=path)
+
+    def _slot(self, node: fx.Node) -> str:
+        """The Identity that alone reads the layer, if there is one, called as often as the layer."""
+        users = list(node.users)
+        while self.question.slots and len(users) == 1 and called(users[0]) in MOVES:
+            users = list(users[0].users)
+        identity = self.flow.module(users[0]) if len(users) == 1 else None
+        if type(identity) is not nn.Identity:
+            return ""
+        layer = self.flow.module(node)
+        calls = len(self.seen.outputs.get(identity, ()))
+        as_often = layer is not None and calls == len(self.seen.outputs.get(layer, ()))
+        return self.flow.path_of(users[0]) if as_often else ""
+
+    def _sized(self, site: Site, layer: nn.Module) -> Site:
+        if site.slot:
+            value = self.seen.inputs[self.model.get_submodule(site.slot)][0]
+        else:
+            values = self.seen.inputs if site.where == "before-layer" else self.seen.outputs
+            value = values[self.model.get_submodule(site.at)][0]
+        last = not site.slot and isinstance(layer, nn.Linear) and value.dim() > 2
+        if last and not (self.question.layers or self.question.include):
+            return replace(
+                site, reason="linear over (*, features), as in transformers: name it to ask for it"
+            )
+        channels = value.shape[-1 if last else 1]
+        per_sample = value.numel() // (value.shape[0] * channels)
+        squeezed = isinstance(layer, _ConvNd) and per_sample == 1
+        if squeezed and not (site.slot or self.question.include):
+            return replace(site, reason="its map is one value per sample, as in a squeeze-and-excite gate")
+        setting = Setting(channels, value.dim(), last, per_sample)
+        return replace(site, setting=setting, values=value.numel() // channels)
 
 
-def _placed(site: Site, flow: Flow, node: fx.Node) -> Site:
-    """With the slot or the activation that belongs to the layer."""
-    if site.where == "before-activation":
-        return replace(site, slot=_slot(flow, node))
-    if site.where == "before-layer":
-        return site
-    users = list(node.users)
-    act = users[0] if len(users) == 1 and flow.role(users[0]) == "activation" else None
-    if act is None:
-        return replace(site, reason="no activation follows it alone")
-    if act.op != "call_module":
-        return replace(site, reason=f"its activation is a call of {called(act)}: use form='graph'")
-    if len(flow.calls_of(flow.path_of(act))) > 1:
-        return replace(
-            site, reason=f"its activation {flow.path_of(act)} is called several times: use form='graph'"
-        )
-    return replace(site, at=flow.path_of(act))
-
-
-def _slot(flow: Flow, node: fx.Node) -> str:
-    """The Identity that alone reads the layer, if there is one and it is called once."""
-    users = list(node.users)
-    if len(users) != 1 or type(flow.module(users[0])) is not nn.Identity:
-        return ""
-    path = flow.path_of(users[0])
-    identity = flow.module(users[0])
-    same = [n for n in flow.nodes() if flow.module(n) is identity]
-    return path if len(same) == 1 else ""
-
-
-def _by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], *, last: bool) -> str:
+def by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], *, last: bool) -> str:
     """Reasons that lie in where values come from and go to."""
     for node in nodes:
         if not site.slot and (last or not layer_after(flow, node)):
             return "the output layer: no layer comes after it"
-        if (norm := norm_after(flow, node)) is not None and site.where != "before-layer":
+        ahead = site.where == "before-layer"
+        if (norm := norm_before(flow, node) if ahead else norm_after(flow, node)) is not None:
             return f"already normalised by {flow.path_of(norm)}"
-        if (norm := norm_before(flow, node)) is not None and site.where == "before-layer":
-            return f"already normalised by {flow.path_of(norm)}"
-        if site.where == "before-layer" and reads_input(flow, node):
+        if ahead and reads_input(flow, node):
             return "it reads the model's input"
-        if (drop := dropout_before(flow, node)) is not None:
-            return (
-                f"after the dropout {flow.path_of(drop)}, which shifts the variance between training and eval"
-            )
+        if not site.slot and (drop := dropout_before(flow, node)) is not None:
+            where = flow.path_of(drop) or called(drop)
+            return f"after the dropout {where}, which shifts the variance between training and eval"
     return ""
-
-
-def _sized(site: Site, model: nn.Module, seen: Seen, question: Question) -> Site:
-    layer = model.get_submodule(site.layer)
-    values = seen.inputs if site.where == "before-layer" else seen.outputs
-    value = values[model.get_submodule(site.at)][0]
-    last = isinstance(layer, nn.Linear) and value.dim() > 2
-    if last and not (question.layers or question.include):
-        return replace(
-            site, reason="a linear layer over (*, features), as transformers have: name it to ask for it"
-        )
-    channels = value.shape[-1 if last else 1]
-    per_sample = value.numel() // (value.shape[0] * channels)
-    squeezed = isinstance(layer, _ConvNd) and per_sample == 1
-    if squeezed and not (site.slot or question.include):
-        return replace(site, reason="its map is one value per sample, as in a squeeze-and-excite gate")
-    setting = Setting(channels, value.dim(), last, per_sample)
-    return replace(site, setting=setting, values=value.numel() // channels)

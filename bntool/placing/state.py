@@ -70,14 +70,13 @@ def set_unchanging(norm: nn.Module, seen: Moments, bias: Tensor | None, batches:
     var = seen.variance()
     dead = var <= (1e-6 * seen.mean).square() + 1e-14
     var = torch.where(dead, torch.zeros_like(var), var)
-    inner = next(m for m in norm.modules() if hasattr(m, "running_mean"))
-    eps: float = inner.eps  # type: ignore[assignment]
+    inner: Any = next(m for m in norm.modules() if hasattr(m, "running_mean"))
     shift = 0.0 if bias is None else bias.double()
-    inner.running_mean.copy_(seen.mean - shift)  # type: ignore[operator, union-attr]
-    inner.running_var.copy_(var)  # type: ignore[operator, union-attr]
-    stored = inner.running_var.double()  # type: ignore[operator, union-attr]
-    inner.weight.copy_(torch.sqrt(stored + eps))  # type: ignore[operator, union-attr]
-    inner.bias.copy_(seen.mean)  # type: ignore[operator, union-attr]
+    inner.running_mean.copy_(seen.mean - shift)
+    inner.running_var.copy_(var)
+    stored = inner.running_var.double()
+    inner.weight.copy_(torch.sqrt(stored + inner.eps))
+    inner.bias.copy_(seen.mean)
     if isinstance(counter := getattr(inner, "num_batches_tracked", None), Tensor):
         counter.fill_(batches)
     return int(dead.sum())
