@@ -7,7 +7,7 @@ one kernel, and is exact, becomes a `Merge`. Pure: changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -52,11 +52,11 @@ class Merge:
         return [n for n in self.inside if n.kind in WEIGHTED]
 
 
-def find_merges(graph: Graph) -> list[Merge]:
-    """Disjoint merges, the largest first found from the outputs backwards."""
+def find_merges(graph: Graph, keep: Callable[[Node], bool] = lambda norm: False) -> list[Merge]:
+    """Disjoint merges, found from the outputs backwards, with none of the norms to `keep`."""
     merges: list[Merge] = []
     taken: set[int] = set()
-    finders = [_Finder(graph, last=False), _Finder(graph, last=True)]
+    finders = [_Finder(graph, keep, last=last) for last in (False, True)]
     for node in reversed(graph.nodes):
         best = None if id(node) in taken else _best(finders, node)
         if best is not None and not any(id(n) in taken for n in best.inside):
@@ -73,8 +73,8 @@ def _best(finders: list[_Finder], node: Node) -> Merge | None:
 class _Finder:
     """Forms of values, on channels in dimension 1 or, with `last`, in the last one."""
 
-    def __init__(self, graph: Graph, *, last: bool) -> None:
-        self.graph, self.last = graph, last
+    def __init__(self, graph: Graph, keep: Callable[[Node], bool], *, last: bool) -> None:
+        self.graph, self.keep, self.last = graph, keep, last
         self.bases: dict[int, frozenset[int]] = {}
         self.calls: dict[object, int] = {}
         for node in graph.nodes:
@@ -158,7 +158,8 @@ class _Finder:
 
     def _is_linear(self, node: Node) -> bool:
         """Whether the node, called once and left alone by hooks, may be a linear op on its first input."""
-        return node.kind in _OWN and bool(node.inputs) and self.calls.get(node.owner, 1) == 1
+        known = all(p.writable for p in node.params.values())  # not computed from other parameters
+        return node.kind in _OWN and bool(node.inputs) and known and self.calls.get(node.owner, 1) == 1
 
     def _own(self, node: Node) -> Kernel | ChannelAffine | None:
         """The node as a kernel, or as a map behind its input, or None if it is neither."""
@@ -218,7 +219,11 @@ class _Finder:
         return average(channels, a["kernel_size"], a["stride"], a["padding"])
 
     def norm(self, node: Node) -> ChannelAffine | None:
-        if node.attrs.get("training") or (self.last and len(self.graph.shape(node) or ()) != 2):
+        if (
+            node.attrs.get("training")
+            or self.keep(node)
+            or (self.last and len(self.graph.shape(node) or ()) != 2)
+        ):
             return None
         mean, var, weight, bias = (_array(node, name) for name in ("mean", "var", "weight", "bias"))
         m = norm_map(mean, var, weight, bias, node.attrs["eps"])

@@ -27,19 +27,26 @@ def fold(
     *,
     keep: Sequence[str] = (),
     form: str = "module",
+    merge: bool = False,
+    split: bool = False,
     verify: bool = True,
     progress: Progress = silent,
 ) -> Result[Any, FoldReport]:
     """A copy of `model` that computes the same with as few norms as possible, and what became of each.
 
     `model` is a module, an ONNX model (onnx or onnx_ir), or a reference to one. `keep` are globs over the
-    norms' qualified names that stay. `form="module"` gives back the same class,
-    `form="graph"` a torch.fx.GraphModule. With `verify` and example inputs both models are run and compared.
+    norms' qualified names that stay. `form="module"` gives back the same class, `form="graph"` a
+    torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into one layer, and
+    shared layers `split` so that each call can take its own norm. With `verify` and example inputs both
+    models are run and compared.
 
     Raises: UsageError for a `form` that does not exist, VerificationError when the outputs differ.
     """
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
+    if form == "module" and (merge or split):
+        what = "merge" if merge else "split"
+        raise UsageError("modules alone cannot express it", where=what, next="Add form='graph'.")
     model = load(str(model)) if isinstance(model, str | Path) else model
     if kind_of(model) == "onnx":
         from bntool.fold_onnx import fold_model, shapes_of
@@ -47,7 +54,39 @@ def fold(
         return fold_model(
             model, keep=keep, verify=verify, shapes=shapes_of(example_inputs), progress=progress
         )
+    if form == "graph":
+        return _fold_graph(model, example_inputs, keep, merge, split, verify, progress)
     return _fold_module(model, example_inputs, keep, verify, progress)
+
+
+def _fold_graph(
+    model: nn.Module,
+    example_inputs: Any,
+    keep: Sequence[str],
+    merge: bool,
+    split: bool,
+    verify: bool,
+    progress: Progress,
+) -> Result[Any, FoldReport]:
+    from bntool.fold_graph import finish, graph_form, with_merged
+    from bntool.fold_module import fold_here
+    from bntool.graphs.islands import module_graph
+
+    progress("fold", 0, 2)
+    arguments = call_arguments(example_inputs)
+    prepared = graph_form(model, arguments, keep=keep, merge=merge, split=split)
+    graph = module_graph(prepared.model, arguments)
+    _, plan = _carried_out(graph, keep, lambda plan: fold_here(prepared.model, plan))
+    finish(prepared)
+    progress("fold", 1, 2)
+    verification = None
+    if verify and example_inputs is not None:
+        verification = checked(model, prepared.model, example_inputs)
+    progress("fold", 2, 2)
+    notes = [*graph.notes, *prepared.notes]
+    return Result(
+        prepared.model, with_merged(report_of(plan, notes=notes, verification=verification), prepared)
+    )
 
 
 def _fold_module(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -32,24 +33,28 @@ class Merged:
         return asdict(self)
 
 
-def merge_branches(model: nn.Module, arguments: Arguments) -> tuple[nn.Module, list[Merged]]:
+def merge_branches(
+    model: nn.Module, arguments: Arguments, *, keep: Sequence[str] = ()
+) -> tuple[nn.Module, list[Merged]]:
     """`model` as a torch.fx graph in which sums and chains of linear ops are single layers.
 
     Where a model cannot be traced whole its traceable parts become graphs; the module itself is changed then,
     so pass a copy. Merging changes what can be merged, so it goes on until nothing is left.
     """
-    module, done = _merge(model, arguments, "")
-    return (module, done) if module is not None else (model, _merge_parts(model, arguments, ""))
+    module, done = _merge(model, arguments, "", keep)
+    return (module, done) if module is not None else (model, _merge_parts(model, arguments, "", keep))
 
 
-def _merge(model: nn.Module, arguments: Arguments, prefix: str) -> tuple[fx.GraphModule | None, list[Merged]]:
+def _merge(
+    model: nn.Module, arguments: Arguments, prefix: str, keep: Sequence[str]
+) -> tuple[fx.GraphModule | None, list[Merged]]:
     """None if the model cannot be traced in one way."""
     done: list[Merged] = []
     while True:
         graph = module_graph(model, arguments)
         if len(graph.ways) != 1 or graph.notes:
             return None, []
-        merges = find_merges(graph)
+        merges = find_merges(graph, keep=lambda n: any(fnmatchcase(prefix + n.where, glob) for glob in keep))
         model = fx.GraphModule(model, graph.ways[0].graph)
         names = apply_merges(model, merges)
         done += [_entry(merge, name, prefix) for merge, name in zip(merges, names, strict=True) if name]
@@ -63,16 +68,16 @@ def _entry(merge: Merge, name: str, prefix: str) -> Merged:
     return Merged(prefix + name, layers, norms, merge.macs_saved)
 
 
-def _merge_parts(model: nn.Module, arguments: Arguments, prefix: str) -> list[Merged]:
+def _merge_parts(model: nn.Module, arguments: Arguments, prefix: str, keep: Sequence[str]) -> list[Merged]:
     """Merges within the children that are called exactly once, with what they were called with."""
     done: list[Merged] = []
     for name, calls in _calls(model, arguments).items():
         child = model.get_submodule(name)
         if len(calls) != 1 or not list(child.children()):
             continue
-        graph, merged = _merge(child, calls[0], f"{prefix}{name}.")
+        graph, merged = _merge(child, calls[0], f"{prefix}{name}.", keep)
         if graph is None:
-            done += _merge_parts(child, calls[0], f"{prefix}{name}.")
+            done += _merge_parts(child, calls[0], f"{prefix}{name}.", keep)
         elif merged:
             setattr(model, name, graph)
             done += merged

@@ -22,6 +22,7 @@ FLOORS = (
         *(
             "fold",
             "fold_onnx",
+            "fold_graph",
             "merging",
             "insert",
             "calibrate",

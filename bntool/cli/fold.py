@@ -24,6 +24,12 @@ def fold(
         list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave norms of this name. Repeatable.")
     ] = None,
     form: common.Form = "module",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Make parallel branches one layer. Implies --form graph.")
+    ] = False,
+    split: Annotated[
+        bool, typer.Option("--split", help="One copy of a shared layer per call. Implies --form graph.")
+    ] = False,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the original.")] = True,
     tolerance: common.Tolerance = None,
     weights: common.Weights = None,
@@ -53,7 +59,14 @@ def fold(
     with screen.progress_bar() as progress:
         own_check = check and tolerance is None
         result = fold(
-            loaded.model, example, keep=tuple(keep or ()), form=form, verify=own_check, progress=progress
+            loaded.model,
+            example,
+            keep=tuple(keep or ()),
+            form="graph" if merge or split else form,
+            merge=merge,
+            split=split,
+            verify=own_check,
+            progress=progress,
         )
         found = result.report.verification
         if check and not own_check and example is not None:

@@ -1,0 +1,85 @@
+"""Graph form: a torch.fx graph, with what modules cannot express: functional calls, merged branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from bntool.copying import copied
+from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
+from bntool.graphs.islands import module_graph
+from bntool.merging import Merged, merge_branches
+from bntool.result import FoldEntry, FoldReport
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """A model on its way to a folded graph: `merged` are the layers that took others in."""
+
+    model: nn.Module
+    merged: tuple[Merged, ...] = ()
+    shared: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def graph_form(
+    model: nn.Module, arguments: Arguments | None, *, keep: Sequence[str], merge: bool, split: bool
+) -> GraphForm:
+    """A copy of `model` as a graph of modules, ready to be folded.
+
+    `merge` makes parallel branches and chains one layer each, but none with a norm in `keep`; `split` gives
+    every call of a shared layer its own copy. A model that cannot be traced whole stays what it is; its parts
+    become graphs where they merge.
+    """
+    model = copied(model, {})
+    notes: list[str] = []
+    shared: list[str] = []
+    traced = _traced(model, arguments)
+    if traced is None:
+        notes.append("it cannot be traced whole, so it stays a module and only its parts are graphs")
+    else:
+        model = traced
+        shared = split_shared(traced) if split else []
+    merged: Sequence[Merged] = ()
+    if merge and arguments is not None:
+        model, merged = merge_branches(model, arguments, keep=keep)
+    return GraphForm(model, tuple(merged), tuple(shared), tuple(notes))
+
+
+def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
+    graph = module_graph(model, arguments)
+    if len(graph.ways) != 1 or graph.notes:
+        return None
+    module = fx.GraphModule(model, graph.ways[0].graph)
+    functions_to_modules(module, graph)
+    return module
+
+
+def with_merged(report: FoldReport, form: GraphForm) -> FoldReport:
+    """The report with the norms that went into merged layers."""
+    entries = [FoldEntry(norm, m.into, "merged", macs_saved=0) for m in form.merged for norm in m.norms]
+    into = {m.into: m for m in form.merged}
+    notes = [f"{name} replaces {', '.join(m.layers)}" for name, m in into.items()]
+    return replace(
+        report,
+        found=report.found + len(entries),
+        folded=[*entries, *report.folded],
+        notes=[*report.notes, *notes],
+    )
+
+
+def finish(form: GraphForm) -> None:
+    """Takes out of a folded graph what does nothing any more."""
+    folded = form.model
+    if not isinstance(folded, fx.GraphModule):
+        return
+    for node in list(folded.graph.nodes):
+        if node.op == "call_module" and type(folded.get_submodule(str(node.target))) is nn.Identity:
+            node.replace_all_uses_with(node.args[0] if node.args else next(iter(node.kwargs.values())))
+            folded.graph.erase_node(node)
+    share_equal(folded, list(form.shared))

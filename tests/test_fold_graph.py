@@ -1,0 +1,123 @@
+"""Graph form: functional calls fold, branches merge, shared layers split on request; the outputs stay."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from bntool import fold
+from bntool.errors import UsageError
+from bntool.result import FoldReport
+from sample_models import branchy, repvgg, resnet, siamese
+from tests.random_norms import randomise_norms
+
+NORM = nn.modules.batchnorm._NormBase
+
+
+def count(model: nn.Module, kinds: type | tuple[type, ...]) -> int:
+    """Distinct modules of these kinds."""
+    return len({m for m in model.modules() if isinstance(m, kinds)})
+
+
+def folded(model: nn.Module, *inputs: Tensor, **options: bool) -> tuple[nn.Module, FoldReport]:
+    """Graph form in float64; asserts that neither the outputs nor the model passed in have changed."""
+    model, inputs = model.double().eval(), tuple(x.double() for x in inputs)
+    randomise_norms(model, inputs)
+    before = copy.deepcopy(model.state_dict())
+    result = fold(model, inputs, form="graph", **options)
+    bigger = [torch.cat([x, -2 * x]) for x in inputs]
+    for values in (inputs, bigger):
+        torch.testing.assert_close(result.model(*values), model(*values), rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    return result.model, result.report
+
+
+class Functional(nn.Module):
+    """Convolution, linear and norms as function calls on the module's own parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 3, 3, 3))
+        self.matrix = nn.Parameter(torch.randn(5, 6))
+        self.gamma, self.beta = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.register_buffer("mean", torch.randn(6))
+        self.register_buffer("var", torch.rand(6) + 0.5)
+        self.register_buffer("mean_out", torch.randn(5))
+        self.register_buffer("var_out", torch.rand(5) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.kernel, padding=1, stride=2)
+        x = F.batch_norm(x, self.mean, self.var, self.gamma, bias=self.beta, eps=1e-2)
+        x = F.linear(x.relu().mean((2, 3)), weight=self.matrix)
+        return F.batch_norm(input=x, running_mean=self.mean_out, running_var=self.var_out)
+
+
+class Heads(nn.Module):
+    """One convolution for two levels of a pyramid, each with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.norms[0](self.conv(x)), self.norms[1](self.conv(F.avg_pool2d(x, 2)))
+
+
+def test_functional_calls_fold() -> None:
+    model, report = folded(Functional(), torch.randn(2, 3, 8, 8))
+    assert isinstance(model, fx.GraphModule)
+    assert (len(report.folded), report.kept) == (2, [])
+    assert "batch_norm" not in model.code
+
+
+def test_folded_norms_leave_no_trace_in_the_graph() -> None:
+    model, report = folded(resnet.resnet(), *resnet.example_inputs())
+    assert count(model, (NORM, nn.Identity)) == 0
+    assert len(report.folded) == report.found == 9
+
+
+def test_a_shared_layer_keeps_its_norms_unless_split() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model, report = folded(Heads(), x)
+    assert (count(model, nn.Conv2d), len(report.kept)) == (1, 2)
+    assert "called 2 times" in report.kept[0].reason
+    model, report = folded(Heads(), x, split=True)
+    assert (count(model, nn.Conv2d), report.kept) == (2, [])
+
+
+def test_layers_whose_calls_all_agree_are_shared_again_after_a_split() -> None:
+    model, report = folded(siamese.siamese(), *siamese.example_inputs(), split=True)
+    assert report.kept == []
+    assert count(model, nn.Conv2d) == 2
+
+
+def test_merged_norms_are_in_the_report() -> None:
+    model, report = folded(repvgg.repvgg(), *repvgg.example_inputs(), merge=True)
+    assert count(model, nn.Conv2d) == 6
+    assert report.found == len(report.folded) == 15
+    assert {entry.side for entry in report.folded} == {"merged"}
+    assert report.folded[-1].into == "stages.0.merged"
+
+
+def test_kept_norms_are_not_merged() -> None:
+    model = repvgg.repvgg().eval()
+    result = fold(model, repvgg.example_inputs(), form="graph", merge=True, keep=["stages.5.norm0"])
+    assert [entry.name for entry in result.report.kept] == ["stages.5.norm0"]
+
+
+def test_a_model_that_cannot_be_traced_whole_stays_a_module_and_says_so() -> None:
+    model = branchy.branchy().eval()
+    result = fold(model, branchy.example_inputs(), form="graph", merge=True)
+    assert len(result.report.folded) == 5
+    assert any("several ways" in note or "traced" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("option", ["merge", "split"])
+def test_modules_alone_can_neither_merge_nor_split(option: str) -> None:
+    with pytest.raises(UsageError, match="form='graph'"):
+        fold(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), **{option: True})
