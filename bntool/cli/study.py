@@ -44,6 +44,7 @@ def study(
     seed: of.Seed = 0,
     vary: of.Vary = "",
     batch_size: of.BatchSize = 32,
+    target: of.Target = 0.0,
     loss: of.LossFn = "",
     inputs: common.Inputs = None,
     trust: common.Trust = False,
@@ -103,7 +104,19 @@ def default_folder(options: Mapping[str, Any]) -> Path:
 
 def study_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of bntool.study. Raises: UsageError, LoadError for a loss that is not there."""
-    same = ("data", "claims", "norms", "seeds", "budget", "tier", "seed", "vary", "batch_size", "trust")
+    same = (
+        "data",
+        "claims",
+        "norms",
+        "seeds",
+        "budget",
+        "tier",
+        "seed",
+        "vary",
+        "batch_size",
+        "target",
+        "trust",
+    )
     found = {name: options[name] for name in (*same, "workers", "ray", "device")}
     found["autocast"] = options["bf16"]
     if options["loss"]:

@@ -36,6 +36,9 @@ Vary = Annotated[
     str, typer.Option("--vary", metavar="NAME=N,...", help="Depths for claim 4, as depth=5,10,20,30.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Batch size where it is not varied.")]
+Target = Annotated[
+    float, typer.Option("--target", metavar="SCORE", help="The score of claim 2; 0: what the arms reach.")
+]
 LossFn = Annotated[
     str, typer.Option("--loss", metavar="FILE.py:FUNCTION", help="Your own loss(output, target).")
 ]

@@ -99,8 +99,8 @@ def measures(rows: Sequence[Document]) -> str:
 
 
 def signed(value: float | None) -> str:
-    """With its sign; an interval without an end is infinite."""
-    return "∞" if value is None else f"{value:+.3f}" if abs(value) < 1e6 else ("∞" if value > 0 else "-∞")
+    """With its sign; "open" where there is no number (an interval without an end, nothing measured)."""
+    return f"{value:+.3f}" if value is not None and abs(value) < 1e6 else "open"
 
 
 def table(found: Document) -> str:

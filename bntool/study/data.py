@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -78,7 +79,7 @@ def split(name: str, inputs: tuple[Tensor, ...], targets: Tensor, *, test: float
     if total < 20:
         raise UsageError(f"only {total} examples", where=name, next="A study needs at least 20.")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    whole, cut = Part(inputs, targets), total - round(test * total)
+    whole, cut = Part(inputs, targets), total - math.ceil(test * total)
     return Data(name, whole.rows(order[:cut]), whole.rows(order[cut:]))
 
 

@@ -45,6 +45,7 @@ class Wishes:
     vary: str = ""
     batch_size: int = 32
     workers: int | None = None
+    target: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def outline(setting: Setting, wishes: Wishes, *, progress: Progress = silent) ->
         norms=check_norms(wishes.norms),
         claims=tuple(c.key for c in claims),
         seed=wishes.seed,
+        target=wishes.target,
         batch_size=max(2, min(wishes.batch_size, len(setting.data.train) // 4)),
     )
     check_arms(setting, start)

@@ -21,7 +21,7 @@ class Plan:
     cell; `tuning_seeds`: networks per cell of a grid, other seeds than those. `steps`: updates per training.
     `fit_steps` and `fit_examples`: of the generalisation claim. `small_steps` and `small_examples`: a batch
     size sees at least that many updates and examples. `spacing`: every which rate is tried where the grid is
-    not itself the question.
+    not itself the question. `target` is the score to reach (0: set by what the arms reach).
     """
 
     norms: tuple[str, ...] = ("none", "batch", "group", "layer")
@@ -45,6 +45,7 @@ class Plan:
     small_norms: tuple[str, ...] = ()
     small_steps: int = 64
     small_examples: int = 1024
+    target: float = 0.0
     depth_factors: tuple[int, ...] = (1, 3, 6)
     level: float = 0.95
 

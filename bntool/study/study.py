@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bntool.progress import Progress, silent
+from bntool.report.study_html import study_page
+from bntool.report.study_markdown import study_markdown
 from bntool.study import budget as budgets
 from bntool.study.backends import Backend, Here, cores, local
 from bntool.study.claims.base import Finding
@@ -47,6 +49,13 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         return document(self)
 
+    def html(self) -> str:
+        """One page that works offline."""
+        return study_page(self.to_dict())
+
+    def markdown(self) -> str:
+        return study_markdown(self.to_dict())
+
 
 def study(
     model: Any,
@@ -60,6 +69,7 @@ def study(
     seed: int = 0,
     vary: str = "",
     batch_size: int = 32,
+    target: float = 0.0,
     loss_fn: Loss | None = None,
     example_inputs: Any = None,
     workers: int | None = None,
@@ -78,14 +88,24 @@ def study(
     reference ("digits", file.py:factory, .npz, .safetensors, a folder of images), tensors (x, y), data sets
     or loaders. `norms` are the baseline, the norm in question, then alternatives. `budget` ("3m", seconds)
     chooses steps, grid and seeds before the first trial; `tier` (0 to 7) fixes them. `vary` names depths, as
-    in "depth=5,10,20". `loss_fn` takes the model's output and the targets. `run_dir` keeps finished trials,
-    `resume` goes on there. `ray` is a cluster's address ("local" starts one here). `watch` sees every result.
+    in "depth=5,10,20". `target` is the score to reach in claim 2 (0: set by what the arms reach). `loss_fn`
+    takes the model's output and the targets. `run_dir` keeps finished trials, `resume` goes on there. `ray`
+    is a cluster's address ("local" starts one here). `watch` sees every result.
 
     Raises: UsageError when options, model and data do not go together; LoadError when one cannot be read;
     RunError when the model fails.
     """
     wishes = Wishes(
-        named(claims), named(norms), seeds, budgets.seconds(budget), tier, seed, vary, batch_size, workers
+        named(claims),
+        named(norms),
+        seeds,
+        budgets.seconds(budget),
+        tier,
+        seed,
+        vary,
+        batch_size,
+        workers,
+        target,
     )
     setting = prepare(source_of(model, trust=trust), data, example_inputs, loss_fn)
     setting = replace(setting, device=device, autocast=autocast)

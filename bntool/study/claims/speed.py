@@ -43,7 +43,7 @@ class Speed:
         known.all(t for cell in grids.values() for t in cell)
         tried = {n: known.all(cell) for n, cell in grids.items()}
         chance = start_score(tried)
-        goal = target(plan, grids, tried, chance)
+        goal = plan.target or target(plan, grids, tried, chance)
         tuned = {n: fastest(grids[n], tried[n], goal) for n in arms}
         cells = {(n, rate): repeated(plan, n, rate) for n in arms for rate in dict.fromkeys(tuned.values())}
         known.all(t for cell in cells.values() for t in cell)
