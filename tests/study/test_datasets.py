@@ -22,7 +22,7 @@ def test_digits_are_1437_and_360_and_standardised() -> None:
     data = load_data("digits")
     assert (len(data.train), len(data.test), data.classes) == (1437, 360, 10)
     assert data.train.inputs[0].mean().abs() < 1e-5
-    assert not data.notes == ()
+    assert data.notes
 
 
 def test_archives(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_steps_of_evaluation_are_ratios_and_end_at_the_end() -> None:
     marks = evaluation_steps(1000)
     assert marks[0] == 1
     assert marks[-1] == 1000
-    assert all(b / a <= 2 ** (1 / 4) + 1 / a for a, b in zip(marks, marks[1:], strict=False))
+    assert all(b / a <= 2 ** (1 / 4) + 1 / a for a, b in pairwise(marks))
     assert evaluation_steps(0) == []
 
 
