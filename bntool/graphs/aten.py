@@ -1,0 +1,251 @@
+"""Table: ATen operators, as torch.export writes them -> the torch functions that the table of kinds knows.
+
+A rewriting is for analysis only: it happens on a copy of the program's graph whose nodes keep their names.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+Args = tuple[Any, ...]
+#: an operator's arguments, by its schema -> the function and the arguments to call it with; None: left alone
+Rewrite = Callable[[Args, fx.Node], tuple[Callable[..., Any], Args] | None]
+
+
+def _same(function: Callable[..., Any]) -> Rewrite:
+    return lambda args, node: (function, args)
+
+
+def _first(function: Callable[..., Any], count: int) -> Rewrite:
+    return lambda args, node: (function, args[:count])
+
+
+def _batch_norm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    x, weight, bias, mean, var, training, momentum, eps, *_ = args
+    return F.batch_norm, (x, mean, var, weight, bias, training, momentum, eps)
+
+
+def _evaluated_batch_norm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    x, weight, bias, mean, var, momentum, eps = args
+    return F.batch_norm, (x, mean, var, weight, bias, False, momentum, eps)
+
+
+def _instance_norm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    x, weight, bias, mean, var, *rest = args
+    return F.instance_norm, (x, mean, var, weight, bias, *rest[:3])
+
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def _convolution(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args] | None:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
+    rank = len(stride)
+    if transposed:
+        return TRANSPOSED[rank], (x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return CONVOLUTIONS[rank], (x, weight, bias, stride, padding, dilation, groups)
+
+
+def _addmm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args] | None:
+    """`bias + x @ w.T` is a linear layer."""
+    bias, x, weight = args[:3]
+    inner = untransposed(weight)
+    plain = all(factor == 1 for factor in args[3:])
+    return None if inner is None or not plain else (F.linear, (x, inner, bias))
+
+
+def _mm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    inner = untransposed(args[1])
+    return (torch.matmul, args) if inner is None else (F.linear, (args[0], inner))
+
+
+TRANSPOSITIONS = (torch.t, torch.permute, torch.transpose)
+
+
+def untransposed(weight: Any) -> fx.Node | None:
+    """The parameter of which this is the transpose, if it is one."""
+    if not isinstance(weight, fx.Node) or weight.op != "call_function" or not weight.args:
+        return None
+    inner = weight.args[0]
+    if weight.target not in TRANSPOSITIONS or not isinstance(inner, fx.Node) or inner.op != "get_attr":
+        return None
+    order = weight.args[1:]
+    return inner if order in ((), ([1, 0],), (0, 1), (1, 0)) else None
+
+
+def _slice(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    x, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    index: Any = (slice(start, end, step),)
+    index = (*([slice(None)] * dim), *index) if dim >= 0 else (..., *index, *([slice(None)] * (-dim - 1)))
+    return operator.getitem, (x, index)
+
+
+def _softmax(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    return torch.softmax, args[:2]
+
+
+def _native_dropout(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    return F.dropout, args[:3]
+
+
+def _upsample(mode: str) -> Rewrite:
+    def rewrite(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args] | None:
+        size, scale = argument(node, "output_size"), argument(node, "scale_factors")
+        if size is None and scale is None:
+            return None
+        corners = argument(node, "align_corners")
+        return F.interpolate, (args[0], size, scale if size is None else None, mode, corners)
+
+    return rewrite
+
+
+def _pool(function: Callable[..., Any]) -> Rewrite:
+    """A stride that is left out, an empty list, is the kernel's size."""
+    return lambda args, node: (function, (*args[:2], args[2] or args[1], *args[3:]))
+
+
+def _cast(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args] | None:
+    dtype = argument(node, "dtype")
+    return None if dtype is None else (torch.Tensor.to, (args[0], dtype))
+
+
+REWRITES: dict[str, Rewrite] = {
+    **{f"conv{r}d": _same(CONVOLUTIONS[r]) for r in (1, 2, 3)},
+    **{f"conv_transpose{r}d": _same(TRANSPOSED[r]) for r in (1, 2, 3)},
+    "convolution": _convolution,
+    "linear": _same(F.linear),
+    "addmm": _addmm,
+    "mm": _mm,
+    "bmm": _same(torch.matmul),
+    "matmul": _same(torch.matmul),
+    "batch_norm": _batch_norm,
+    "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit": _batch_norm,
+    "_native_batch_norm_legit_no_training": _evaluated_batch_norm,
+    "instance_norm": _instance_norm,
+    **{f"max_pool{r}d": _pool(getattr(F, f"max_pool{r}d")) for r in (1, 2, 3)},
+    **{f"avg_pool{r}d": _pool(getattr(F, f"avg_pool{r}d")) for r in (1, 2, 3)},
+    **{f"adaptive_avg_pool{r}d": _same(getattr(F, f"adaptive_avg_pool{r}d")) for r in (1, 2, 3)},
+    **{f"_adaptive_avg_pool{r}d": _same(getattr(F, f"adaptive_avg_pool{r}d")) for r in (2, 3)},
+    **{f"max_pool{r}d_with_indices": _pool(getattr(F, f"max_pool{r}d")) for r in (2, 3)},
+    "mean": _same(torch.mean),
+    "amax": _same(torch.amax),
+    "relu": _same(F.relu),
+    "relu_": _same(torch.relu_),
+    "leaky_relu": _same(F.leaky_relu),
+    "prelu": _same(torch.prelu),
+    "clamp": _same(torch.clamp),
+    "clamp_min": _same(torch.clamp_min),
+    "dropout": _same(F.dropout),
+    "feature_dropout": _same(F.dropout2d),
+    "native_dropout": _native_dropout,
+    "softmax": _softmax,
+    "_softmax": _softmax,
+    "scaled_dot_product_attention": _same(F.scaled_dot_product_attention),
+    "cat": _same(torch.cat),
+    "add": _same(torch.add),
+    "sub": _same(torch.sub),
+    "mul": _same(torch.mul),
+    "div": _same(torch.div),
+    "neg": _same(torch.neg),
+    **{f"{name}_": _same(getattr(torch.Tensor, f"{name}_")) for name in ("add", "sub", "mul", "div")},
+    "view": _same(torch.reshape),
+    "_unsafe_view": _same(torch.reshape),
+    "reshape": _same(torch.reshape),
+    **{f"{name}_as": _same(getattr(torch.Tensor, f"{name}_as")) for name in ("reshape", "view", "expand")},
+    "expand": _first(torch.broadcast_to, 2),
+    "slice": _slice,
+    "clone": _first(torch.clone, 1),
+    "contiguous": _first(torch.clone, 1),
+    "alias": _first(torch.clone, 1),
+    "detach": _first(torch.detach, 1),
+    "lift_fresh_copy": _first(torch.clone, 1),
+    "_to_copy": _cast,
+    "to": _cast,
+    "pad": _same(F.pad),
+    "constant_pad_nd": lambda args, node: (F.pad, (args[0], args[1], "constant", *args[2:])),
+    **{f"upsample_nearest{r}d": _upsample("nearest") for r in (1, 2, 3)},
+    "upsample_linear1d": _upsample("linear"),
+    "upsample_bilinear2d": _upsample("bilinear"),
+    "upsample_bicubic2d": _upsample("bicubic"),
+    "upsample_trilinear3d": _upsample("trilinear"),
+    **{
+        name: _same(getattr(torch, name))
+        for name in (
+            *("permute", "transpose", "t", "flatten", "unflatten", "squeeze", "unsqueeze", "select", "narrow"),
+            *("split", "split_with_sizes", "chunk", "unbind", "roll", "flip", "tile", "movedim"),
+            *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "broadcast_to"),
+        )
+    },
+}
+#: operators that give a tuple of which only the first element is the value
+TUPLES = frozenset(
+    {
+        *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+        *("max_pool2d_with_indices", "max_pool3d_with_indices", "native_dropout"),
+    }
+)
+
+
+def aten_name(node: fx.Node) -> str:
+    """`conv2d` of `aten.conv2d.default`; empty for anything else."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    space, _, name = node.target._schema.name.partition("::")
+    return name if space == "aten" else ""
+
+
+def as_torch_functions(graph: fx.Graph) -> None:
+    """Rewrite every ATen call that the table knows, in place."""
+    for node in list(graph.nodes):
+        name = aten_name(node)
+        if name == "sym_size":
+            node.op, node.target = "call_method", "size"
+        elif name in REWRITES and not (name in TUPLES and _needs_more_than_the_first(node)):
+            _rewrite(graph, node, name)
+    for node in reversed(graph.nodes):
+        if node.target in TRANSPOSITIONS and not node.users:
+            graph.erase_node(node)
+
+
+def _needs_more_than_the_first(node: fx.Node) -> bool:
+    return any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
+
+
+def _rewrite(graph: fx.Graph, node: fx.Node, name: str) -> None:
+    outcome = REWRITES[name](all_arguments(node), node)
+    if outcome is None:
+        return
+    node.target, node.args = outcome
+    node.kwargs = {key: value for key, value in node.kwargs.items() if key == "alpha"}
+    if name in TUPLES:
+        for user in list(node.users):
+            user.replace_all_uses_with(node)
+            graph.erase_node(user)
+
+
+def all_arguments(node: fx.Node) -> Args:
+    """The call's positional arguments: those given by name in their place, those left out as their defaults."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    values = list(node.args)
+    for argument in node.target._schema.arguments[len(values) :]:
+        if argument.kwarg_only:
+            break
+        values.append(node.kwargs.get(argument.name, argument.default_value))
+    return tuple(values)
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """The argument of this name in the operator's schema, None where it has none or was left out."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for place, declared in enumerate(node.target._schema.arguments):
+        if declared.name == name:
+            return node.args[place] if place < len(node.args) else node.kwargs.get(name, declared.default_value)
+    return None

@@ -1,0 +1,79 @@
+"""A torch.export program as the planner sees it: its ATen operators read as the torch functions they are."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from bntool.graphs.aten import as_torch_functions
+from bntool.graphs.base import Node
+from bntool.graphs.fx_modules import FxGraph, Translator
+from bntool.graphs.fx_sizes import Sizes
+from bntool.graphs.fx_trace import Way
+
+#: the size of an open dimension for which the program has no example
+STAND_IN = 3
+#: kinds that a program can give a bias they do not have
+CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear")
+
+
+def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
+    """The neutral graph of a program. Its nodes have the names they have in the program's own graph."""
+    module = unlifted(program)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and "guards" in str(node.target):
+            module.graph.erase_node(node)
+    as_torch_functions(module.graph)
+    graph = FxGraph(module)
+    way = Way(module.graph, Sizes(module, (tuple(flat_inputs(program, inputs)), {})), {})
+    graph.ways.append(way)
+    Translator(graph, way, module, "").run()
+    graph.finish()
+    for node in graph.nodes:
+        _finish(node)
+    return graph
+
+
+def unlifted(program: ExportedProgram) -> fx.GraphModule:
+    """The program with its tensors as attributes; newer torch versions would add checks of the inputs."""
+    options = inspect.signature(program.module).parameters
+    module = program.module(check_guards=False) if "check_guards" in options else program.module()
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def flat_inputs(program: ExportedProgram, inputs: Any = None) -> list[Any]:
+    """Tensors for the program's inputs in order: those given, its own example, or stand-ins of its sizes."""
+    given = program.example_inputs if inputs is None else inputs
+    if given is not None:
+        return list(pytree.tree_leaves(given))
+    names = program.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    return [_stand_in(values.get(name)) for name in names]
+
+
+def _stand_in(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    sizes = [size if isinstance(size, int) else STAND_IN for size in value.shape]
+    return torch.empty(sizes, dtype=value.dtype, device="meta")
+
+
+def _finish(node: Node) -> None:
+    """What a program can do that modules cannot, and the names a person knows."""
+    if node.kind in CAN_TAKE_A_BIAS:
+        node.attrs.pop("no_bias", None)
+    named = (param.name.rpartition(".") for param in node.params.values())
+    owner = next((head for head, _, leaf in named if head and leaf), "")
+    stack = list(getattr(node.origin, "meta", {}).get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    node.where = owner if owner and node.kind != "opaque" else _readable(path) or node.where
+
+
+def _readable(path: str) -> str:
+    return path.replace("L['self'].", "").replace("L['self']", "")
