@@ -34,8 +34,8 @@ def fold(
 ) -> Result[Any, FoldReport]:
     """A copy of `model` that computes the same with as few norms as possible, and what became of each.
 
-    `model` is a module, an ONNX model (onnx or onnx_ir), or a reference to one. `keep` are globs over the
-    norms' qualified names that stay. `form="module"` gives back the same class, `form="graph"` a
+    `model` is a module, a torch.export program, an ONNX model (onnx or onnx_ir), or a reference to one.
+    `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class, `form="graph"` a
     torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into one layer, and
     shared layers `split` so that each call can take its own norm. With `verify` and example inputs both
     models are run and compared.
@@ -54,6 +54,10 @@ def fold(
         return fold_model(
             model, keep=keep, verify=verify, shapes=shapes_of(example_inputs), progress=progress
         )
+    if kind_of(model) == "program":
+        from bntool.fold_exported import fold_program
+
+        return fold_program(model, example_inputs, keep=keep, verify=verify, progress=progress)
     if form == "graph":
         return _fold_graph(model, example_inputs, keep, merge, split, verify, progress)
     return _fold_module(model, example_inputs, keep, verify, progress)

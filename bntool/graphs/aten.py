@@ -81,9 +81,9 @@ def untransposed(weight: Any) -> fx.Node | None:
 
 
 def _slice(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
-    x, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
-    index: Any = (slice(start, end, step),)
-    index = (*([slice(None)] * dim), *index) if dim >= 0 else (..., *index, *([slice(None)] * (-dim - 1)))
+    x, dim, start, end, step = args
+    cut, whole = slice(start, end, step), slice(None)
+    index: tuple[Any, ...] = (*(whole,) * dim, cut) if dim >= 0 else (..., cut, *(whole,) * (-dim - 1))
     return operator.getitem, (x, index)
 
 
@@ -179,7 +179,17 @@ REWRITES: dict[str, Rewrite] = {
     **{
         name: _same(getattr(torch, name))
         for name in (
-            *("permute", "transpose", "t", "flatten", "unflatten", "squeeze", "unsqueeze", "select", "narrow"),
+            *(
+                "permute",
+                "transpose",
+                "t",
+                "flatten",
+                "unflatten",
+                "squeeze",
+                "unsqueeze",
+                "select",
+                "narrow",
+            ),
             *("split", "split_with_sizes", "chunk", "unbind", "roll", "flip", "tile", "movedim"),
             *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "broadcast_to"),
         )
@@ -232,7 +242,7 @@ def _rewrite(graph: fx.Graph, node: fx.Node, name: str) -> None:
 
 
 def all_arguments(node: fx.Node) -> Args:
-    """The call's positional arguments: those given by name in their place, those left out as their defaults."""
+    """The positional arguments: those given by name in their place, those left out as their defaults."""
     assert isinstance(node.target, torch._ops.OpOverload)
     values = list(node.args)
     for argument in node.target._schema.arguments[len(values) :]:
@@ -247,5 +257,7 @@ def argument(node: fx.Node, name: str) -> Any:
     assert isinstance(node.target, torch._ops.OpOverload)
     for place, declared in enumerate(node.target._schema.arguments):
         if declared.name == name:
-            return node.args[place] if place < len(node.args) else node.kwargs.get(name, declared.default_value)
+            return (
+                node.args[place] if place < len(node.args) else node.kwargs.get(name, declared.default_value)
+            )
     return None

@@ -1,0 +1,215 @@
+"""Change a torch.export program: its graph, its signature and its state together, so that it stays one."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+
+from bntool.algebra.affine import Blocked
+from bntool.graphs.aten import TUPLES, aten_name
+from bntool.graphs.base import Node
+from bntool.graphs.fx_modules import FxGraph
+from bntool.plan import Plan
+from bntool.rewriting import OutOfRange, Rewrite, rewrites
+from bntool.tensors import rewritten
+
+#: where an operator takes its bias
+BIAS_AT = 2
+
+
+@dataclass
+class ProgramEdit:
+    """A copy of a program's graph, signature and state. Tensors are replaced, never written."""
+
+    program: ExportedProgram
+    module: fx.GraphModule
+    signature: Any
+    state: dict[str, Any]
+    constants: dict[str, Any]
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> ProgramEdit:
+        module = copy.deepcopy(program.graph_module)
+        for made, old in zip(module.graph.nodes, program.graph.nodes, strict=True):
+            made.name = old.name  # copying renames what a builtin is called, and the signature goes by name
+        signature = copy.deepcopy(program.graph_signature)
+        return cls(program, module, signature, dict(program.state_dict), dict(program.constants))
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    def carried_out(self, graph: FxGraph, plan: Plan) -> ExportedProgram:
+        """The program with the plan carried out. Raises: OutOfRange."""
+        for rewrite in rewrites(plan.changes.values()):
+            if rewrite.param is not None and not _vanishes(rewrite):
+                self._replace(rewrite)
+            else:
+                self._set_bias(rewrite, [n for n in graph.nodes if n.owner == rewrite.node.owner])
+        for step in plan.steps:
+            for call in step.norm.calls:
+                self._bypass(self._own(call))
+            self._forget([param.name for param in step.norm.calls[0].params.values()])
+        return self._rebuilt()
+
+    def _own(self, node: Node) -> fx.Node:
+        """The node of this graph that the neutral node was read from."""
+        name = node.origin.name
+        own: fx.Node = next(own for own in self.graph.nodes if own.name == name)
+        return own
+
+    # --- tensors
+
+    def _tensor(self, name: str) -> Tensor:
+        found = self.state.get(name, self.constants.get(name))
+        assert isinstance(found, Tensor), name
+        return found
+
+    def _replace(self, rewrite: Rewrite) -> None:
+        """A new tensor under the same name, and under every other name of the same tensor."""
+        assert rewrite.param is not None
+        old = self._tensor(rewrite.param.name)
+        new = rewritten(rewrite, old)
+        if isinstance(new, Blocked):
+            raise OutOfRange(rewrite.node.owner, new.reason)
+        for holder in (self.state, self.constants):
+            for name, tensor in holder.items():
+                if isinstance(tensor, Tensor) and _is_same(tensor, old):
+                    holder[name] = _like(new, tensor)
+
+    def _set_bias(self, rewrite: Rewrite, calls: list[Node]) -> None:
+        """Give every call of a layer a new bias, or take one away that has come out all zero."""
+        owns = [self._own(call) for call in calls]
+        if _vanishes(rewrite):
+            for own in owns:
+                _take_bias_away(own)
+            assert rewrite.param is not None
+            self._forget([rewrite.param.name])
+            return
+        weight = rewrite.node.params["weight"].name
+        old = self._tensor(weight)
+        assert rewrite.value is not None
+        new = torch.from_numpy(rewrite.value).to(old.device, old.dtype)
+        if not torch.isfinite(new).all():
+            raise OutOfRange(
+                rewrite.node.owner, f"the new bias beside {weight} would leave its dtype's range"
+            )
+        placeholder = self._new_input(weight, _like(new, old))
+        for own in owns:
+            self._add_bias(own, placeholder)
+
+    def _new_input(self, beside: str, tensor: Tensor) -> fx.Node:
+        """A lifted tensor right behind the one called `beside`, of the same kind."""
+        place, spec = next((i, s) for i, s in enumerate(self.signature.input_specs) if s.target == beside)
+        before = next(n for n in self.graph.nodes if n.name == spec.arg.name)
+        name = _free(_bias_name(beside), {*self.state, *self.constants})
+        with self.graph.inserting_after(before):
+            made = self.graph.placeholder(f"{before.name}_bias")
+        made.meta = {"val": before.meta["val"].new_empty(tensor.shape, dtype=tensor.dtype)}
+        kind = spec.kind
+        (self.state if kind != InputKind.CONSTANT_TENSOR else self.constants)[name] = tensor
+        made_spec = InputSpec(kind, TensorArgument(name=made.name), name, spec.persistent)
+        self.signature.input_specs.insert(place + 1, made_spec)
+        return made
+
+    def _add_bias(self, own: fx.Node, bias: fx.Node) -> None:
+        if aten_name(own) == "mm":
+            own.target, own.args = torch.ops.aten.addmm.default, (bias, *own.args)
+            return
+        args = list(own.args)
+        args += [None] * (BIAS_AT + 1 - len(args))
+        args[BIAS_AT] = bias
+        own.args = tuple(args)
+        own.kwargs = {key: value for key, value in own.kwargs.items() if key != "bias"}
+
+    # --- nodes
+
+    def _bypass(self, norm: fx.Node) -> None:
+        """Let all who read the norm read its input; a copy of it where one of them writes in place."""
+        x = norm.args[0]
+        assert isinstance(x, fx.Node)
+        value = next((u for u in norm.users if u.target is operator.getitem and u.args[1] == 0), norm)
+        value = value if aten_name(norm) in TUPLES else norm
+        if len(x.users) > 1 and any(_writes(user, value) for user in value.users):
+            with self.graph.inserting_before(norm):
+                copied = self.graph.call_function(torch.ops.aten.clone.default, (x,))
+            copied.meta = dict(value.meta)
+            x = copied
+        value.replace_all_uses_with(x)
+        self.signature.replace_all_uses(value.name, x.name)
+        for user in list(norm.users):
+            self.graph.erase_node(user)
+        self.graph.erase_node(norm)
+
+    def _forget(self, names: list[str]) -> None:
+        """Drop tensors that nothing reads any more, with their places in the signature."""
+        heads = {name.rpartition(".")[0] for name in names}
+        names = [*names, *(f"{head}.num_batches_tracked" for head in heads)]
+        for spec in [s for s in self.signature.input_specs if s.target in names]:
+            node = next(n for n in self.graph.nodes if n.name == spec.arg.name)
+            if not node.users:
+                self.graph.erase_node(node)
+                self.signature.input_specs.remove(spec)
+                self.state.pop(spec.target, None)
+                self.constants.pop(spec.target, None)
+
+    def _rebuilt(self) -> ExportedProgram:
+        self.graph.lint()
+        self.module.recompile()
+        program = self.program
+        return ExportedProgram(
+            root=self.module,
+            graph=self.graph,
+            graph_signature=self.signature,
+            state_dict=self.state,
+            range_constraints=program.range_constraints,
+            module_call_graph=program.module_call_graph,
+            example_inputs=program.example_inputs,
+            constants=self.constants,
+            verifiers=[program.verifier],
+        )
+
+
+def _vanishes(rewrite: Rewrite) -> bool:
+    return rewrite.name == "bias" and rewrite.value is not None and not rewrite.value.any()
+
+
+def _take_bias_away(own: fx.Node) -> None:
+    if aten_name(own) == "addmm":
+        own.target, own.args = torch.ops.aten.mm.default, own.args[1:3]
+        return
+    own.args = tuple(None if place == BIAS_AT else value for place, value in enumerate(own.args))
+    own.kwargs = {key: value for key, value in own.kwargs.items() if key != "bias"}
+
+
+def _bias_name(weight: str) -> str:
+    head, _, leaf = weight.rpartition(".")
+    return f"{head}.bias" if leaf == "weight" else f"{weight}_bias"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _free(f"{name}_folded", taken)
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
+
+
+def _like(new: Tensor, old: Tensor) -> Tensor:
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _writes(user: fx.Node, value: fx.Node) -> bool:
+    """Whether `user` overwrites `value`, or hands out a view of it that somebody might overwrite."""
+    target = user.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return True
+    aliases = (argument.alias_info for argument in target._schema.arguments)
+    return any(info is not None for info in aliases)
