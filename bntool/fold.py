@@ -35,10 +35,10 @@ def fold(
     """A copy of `model` that computes the same with as few norms as possible, and what became of each.
 
     `model` is a module, a torch.export program, an ONNX model (onnx or onnx_ir), or a reference to one.
-    `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class, `form="graph"` a
-    torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into one layer, and
-    shared layers `split` so that each call can take its own norm. With `verify` and example inputs both
-    models are run and compared.
+    `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class,
+    `form="graph"` a torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into
+    one layer, and shared layers `split` so that each call can take its own norm. With `verify` and example
+    inputs both models are run and compared.
 
     Raises: UsageError for a `form` that does not exist, VerificationError when the outputs differ.
     """
