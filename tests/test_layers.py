@@ -16,12 +16,13 @@ FLOORS = (
     ("report",),
     ("norms",),
     ("edits", "structure"),
-    ("tensors", "copying", "fold_module"),
+    ("tensors", "copying", "fold_module", "program_edit"),
     (
         *("sources", "pooling", "placing", "onnx_folding"),
         *(
             "fold",
             "fold_onnx",
+            "fold_exported",
             "fold_graph",
             "merging",
             "insert",
