@@ -21,7 +21,7 @@ def demo(
     force: common.Force = False,
     seconds: Annotated[
         float, typer.Option("--bench-seconds", help="Time to spend on measuring, in all.")
-    ] = 20.0,
+    ] = 12.0,
     as_json: common.AsJson = False,
 ) -> None:
     """Train, insert, calibrate, fold, verify, export and bench a small CNN on real digits, in about a minute.
@@ -48,7 +48,10 @@ def tell(step: Step) -> None:
 def show(tour: Tour) -> None:
     """The closing table: what happened, and the files written."""
     screen.table(("step", "what happened"), [(step.name, step.outcome) for step in tour.steps])
-    screen.table(("written", "what it is"), [(s.file, s.name) for s in tour.steps if s.file])
+    models = list(next(iter(tour.latency_s.values()), {}))
+    rows = [(m, *(f"{times[m] * 1e3:.2f} ms" for times in tour.latency_s.values())) for m in models]
+    screen.table(("median latency, batch 32", *tour.latency_s), rows, right=tuple(tour.latency_s))
+    screen.table(("written by", "file"), [(s.name, s.file) for s in tour.steps if s.file])
     screen.say("On your own model:")
     for step in tour.steps:
         if step.command:

@@ -42,10 +42,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Tour:
-    """Everything the demo did. `accuracies` are shares of the test digits, by stage."""
+    """Everything the demo did.
+
+    `accuracies` are shares of the test digits, by stage; `latency_s` medians by runtime and model, batch
+    of 32.
+    """
 
     steps: tuple[Step, ...]
     accuracies: dict[str, float]
+    latency_s: dict[str, dict[str, float]]
     folder: str
     files: tuple[str, ...] = field(default=())
 
@@ -64,6 +69,7 @@ class Guide:
     data: Digits
     steps: list[Step] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
+    latency_s: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def note(self, name: str, outcome: str, command: str = "", file: str = "") -> None:
         step = Step(name, outcome, command.format(d=self.folder), str(self.folder / file) if file else "")
@@ -80,7 +86,7 @@ def demo(
     folder: str | Path = "demo-out",
     *,
     force: bool = False,
-    bench_s: float = 20.0,
+    bench_s: float = 12.0,
     progress: Progress = silent,
     tell: Callable[[Step], None] = lambda step: None,
 ) -> Tour:
@@ -100,7 +106,8 @@ def demo(
     folded = fold_away(guide, normed)
     write_onnx(guide, folded)
     compare(guide, plain, normed, folded)
-    return Tour(tuple(guide.steps), guide.accuracies, str(folder), tuple(str(folder / f) for f in FILES))
+    files = tuple(str(folder / name) for name in FILES)
+    return Tour(tuple(guide.steps), guide.accuracies, guide.latency_s, str(folder), files)
 
 
 def clear(folder: Path, *, force: bool) -> None:
@@ -177,19 +184,19 @@ def write_onnx(guide: Guide, folded: nn.Module) -> None:
 
 
 def compare(guide: Guide, plain: nn.Module, normed: nn.Module, folded: nn.Module) -> None:
-    """Latency of the three, per runtime; with norms is the baseline."""
-    inputs = (guide.data.images[:32],)
-    for runtime in RUNTIMES:
-        found = bench(
-            {"with norms": normed, "plain": plain, "folded": folded},
-            inputs,
-            runtimes=[runtime],
-            budget_s=guide.bench_s / len(RUNTIMES),
-            progress=guide.progress,
-        )
-        words = [f"{pair.name} {in_words(pair)}" for pair in found.comparisons]
+    """Latency of the three, in each runtime; with norms is the baseline."""
+    found = bench(
+        {"with norms": normed, "plain": plain, "folded": folded},
+        (guide.data.images[:32],),
+        runtimes=RUNTIMES,
+        budget_s=guide.bench_s / len(RUNTIMES),
+        progress=guide.progress,
+    )
+    for case, runtime in zip(found.cases, RUNTIMES, strict=True):
+        guide.latency_s[runtime] = {f.name: f.latency.median.estimate_s for f in case.candidates if f.latency}
+        words = "; ".join(f"{pair.name} {in_words(pair)}" for pair in case.comparisons)
         command = f"bntool bench {{d}}/normed@{runtime} {{d}}/folded@{runtime}"
-        guide.note(f"bench, {runtime}", "against with norms: " + "; ".join(words), command)
+        guide.note(f"bench, {runtime}", f"against with norms: {words}", command)
 
 
 def in_words(pair: Any) -> str:

@@ -40,7 +40,10 @@ def write_safetensors(model: nn.Module, path: Path, notes: Mapping[str, str] | N
     from safetensors.torch import save_file
 
     metadata = {"format": "pt", _PLAN: json.dumps(plan_of(model)), **(notes or {})}
+    path.touch()
+    usual = path.stat().st_mode
     save_file(distinct(model), path, metadata=metadata)
+    path.chmod(usual)  # safetensors makes files that only their owner can read
 
 
 def distinct(model: nn.Module) -> dict[str, Tensor]:
