@@ -1,0 +1,35 @@
+"""The help texts, as they were last agreed on. After a change: UPDATE_HELP=1 pytest tests/cli/test_help.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bntool.cli import app
+
+FOLDER = Path(__file__).with_name("help")
+
+
+@pytest.mark.parametrize("name", ["", *(command.__name__ for command in app.COMMANDS)])
+def test_help_is_as_it_was(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert app.run([*([name] if name else []), "--help"]) == 0
+    shown, kept = capsys.readouterr().out, FOLDER / f"{name or 'bntool'}.txt"
+    if os.environ.get("UPDATE_HELP"):
+        FOLDER.mkdir(exist_ok=True)
+        kept.write_text(shown)
+    assert shown == kept.read_text()
+
+
+def test_every_option_is_explained() -> None:
+    for text in FOLDER.glob("*.txt"):
+        lines = text.read_text().splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            if line.startswith("  -"):
+                explained = len(line.split("  ")) > 2 or following.startswith(" " * 10)
+                assert explained, f"{text.name}: {line}"
