@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bntool.bench.compare import bench as bench
+    from bntool.calibrate import calibrate as calibrate
     from bntool.edits import apply_plan as apply_plan
     from bntool.errors import BntoolError as BntoolError
     from bntool.export import export as export
+    from bntool.fold import fold as fold
+    from bntool.fold import fold_ as fold_
+    from bntool.insert import insert as insert
+    from bntool.insert import unfold as unfold
+    from bntool.inspect import inspect as inspect
+    from bntool.replace import replace as replace
     from bntool.sources import load as load
     from bntool.sources.saving import save as save
     from bntool.study.study import study as study
@@ -30,6 +37,7 @@ _HOME = {
     "verify": "bntool.verify",
     "apply_plan": "bntool.edits",
     "bench": "bntool.bench.compare",
+    "inspect": "bntool.inspect",
     "fold": "bntool.fold",
     "fold_": "bntool.fold",
     "insert": "bntool.insert",

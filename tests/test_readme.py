@@ -1,4 +1,4 @@
-"""What the README shows, done: its files written, its commands and its Python run, in order, in one folder."""
+"""What the README shows, done: its files written, its commands and Python run, in order, in one folder."""
 
 from __future__ import annotations
 

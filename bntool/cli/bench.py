@@ -61,7 +61,9 @@ def bench(
     force: common.Force = False,
     dry_run: common.DryRun = False,
 ) -> int:
-    """Time models against the first one: interleaved in fresh processes, each with a ratio and an interval.
+    """Time models against the first one.
+
+    Interleaved in fresh processes; each gets a ratio with an interval, and a verdict.
 
     The gate fails (exit 1) when a model is slower for certain and by more than --tolerance, twice in a row;
     exit 5 is inconclusive (--on-inconclusive exit5), 6 an output error above --max-error. Without models,

@@ -25,7 +25,10 @@ def calibrate(
     dry_run: common.DryRun = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Compute the running statistics of every norm anew, pooled exactly over the data."""
+    """Recompute norms' statistics from data.
+
+    Mean and variance are pooled exactly over all of it, each norm seeing its input as eval mode will give it.
+    """
     from bntool.calibrate import calibrate
 
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)

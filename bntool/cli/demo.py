@@ -24,7 +24,10 @@ def demo(
     ] = 12.0,
     as_json: common.AsJson = False,
 ) -> None:
-    """Train, insert, calibrate, fold, verify, export and bench a small CNN on real digits, in about a minute.
+    """Take the whole tour on real digits.
+
+    Trains a small CNN, inserts norms, trains on, calibrates, folds, verifies, exports and benches it, in about
+    a minute.
 
     Prints the commands that do the same on your own model.
     """

@@ -32,7 +32,9 @@ def export(
     dry_run: common.DryRun = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Write a model as ONNX: norms folded, run under ONNX Runtime, compared with PyTorch.
+    """Write a model as ONNX and check the file.
+
+    Norms are folded first; the file is run under ONNX Runtime and compared with PyTorch.
 
     Not written unless ONNX Runtime computes what PyTorch computes (else exit code 6).
     """

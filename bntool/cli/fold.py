@@ -38,7 +38,9 @@ def fold(
     dry_run: common.DryRun = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Fold every batch norm that can go into its neighbours, and say why the others stay.
+    """Fold norms into their neighbours, exactly.
+
+    Every norm that can go goes, and for each that stays there is a reason.
 
     The result is compared with the original and written only if it computes the same (else exit code 6).
     """
@@ -128,10 +130,15 @@ def _present(
 
 def show(report: FoldReport) -> None:
     """A line per norm, then how many went."""
-    rows: list[tuple[Any, ...]] = [(e.name, "folded", f"{e.side} {e.into}") for e in report.folded]
+    fold_table(report, done="folded")
+    screen.say(f"{len(report.folded)} of {report.found} norms folded, {len(report.kept)} kept")
+
+
+def fold_table(report: FoldReport, *, done: str) -> None:
+    """A line per norm: where it goes, or why it stays."""
+    rows: list[tuple[Any, ...]] = [(e.name, done, f"{e.side} {e.into}") for e in report.folded]
     rows += [(e.name, "kept", e.reason) for e in report.kept]
     if rows:
         screen.table(("norm", "", "into, or why not"), rows)
     for note in report.notes:
         screen.note(f"note: {note}")
-    screen.say(f"{len(report.folded)} of {report.found} norms folded, {len(report.kept)} kept")

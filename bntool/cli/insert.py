@@ -48,7 +48,9 @@ def insert(
     dry_run: common.DryRun = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Put a norm after every layer that takes one, set so that the model computes what it computed.
+    """Put norms into a model, outputs unchanged.
+
+    Every layer that takes one gets a norm, set so that the model computes what it computed.
 
     Statistics come from --data, or from random inputs, and the report says which.
     """

@@ -29,7 +29,10 @@ def replace(
     dry_run: common.DryRun = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Replace norms by another kind, carrying over gamma, beta, eps, dtype and device."""
+    """Replace norms by another kind.
+
+    Gamma, beta, statistics, eps, dtype and device are carried over where the new kind has them.
+    """
     from bntool.replace import replace
 
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)

@@ -59,7 +59,9 @@ def study(
     dry_run: common.DryRun = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Train a model with and without norms, many times, and say what they do for it: seven claims measured.
+    """Measure what norms do for training.
+
+    Trains the model with and without norms, many times, and tests seven claims about them.
 
     Each claim comes out shown, not shown, reversed or inconclusive, with its size and an interval. Finished
     trials are kept: after an interrupt, the same command with --resume goes on.

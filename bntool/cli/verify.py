@@ -19,7 +19,9 @@ def verify(
     tolerance: common.Tolerance = None,
     as_json: common.AsJson = False,
 ) -> int:
-    """Run two models of any kind on the same inputs and compare every output.
+    """Check that two models compute the same.
+
+    Models of any kind run on the same inputs, and every output is compared.
 
     Exit code 6 when they differ by more than rounding explains. --weights goes with the first model.
     """
