@@ -26,8 +26,8 @@ def demo(
 ) -> None:
     """Take the whole tour on real digits.
 
-    Trains a small CNN, inserts norms, trains on, calibrates, folds, verifies, exports and benches it, in about
-    a minute.
+    Trains a small CNN, inserts norms, trains on, calibrates, folds, verifies, exports and benches it: in
+    about a minute.
 
     Prints the commands that do the same on your own model.
     """
