@@ -4,7 +4,6 @@ it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool.errors import UsageError
 from bntool.norms.layers import FrozenBatchNorm
-from bntool.norms.submodules import matches, modes_kept, selected
+from bntool.norms.submodules import copied, matches, modes_kept, selected
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side
@@ -73,7 +72,7 @@ class CalibrateReport:
 
 def calibrate(model: nn.Module, data: Iterable[Any], **options: Any) -> Result[nn.Module, CalibrateReport]:
     """A copy of `model` whose running statistics are the pooled ones of `data`; options as `calibrate_`."""
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     report = calibrate_(fresh, data, **options)
     return Result(fresh, report)
 

@@ -5,7 +5,6 @@ y = (x - m) / sqrt(v + eps) * sqrt(v + eps) + m = x, with m and v the mean and v
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from bntool.edits import plan_of
 from bntool.errors import UsageError, VerificationError
 from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
-from bntool.norms.submodules import modes_kept, names_of
+from bntool.norms.submodules import copied, modes_kept, names_of
 from bntool.placing import proof
 from bntool.placing.flow import trace
 from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
@@ -116,7 +115,7 @@ def _insert(
     progress: Progress,
 ) -> Result[nn.Module, InsertReport]:
     check(question, options)
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     example = example_call(fresh, example_inputs)
     work, source = _work(fresh, example, data, inputs)
     with modes_kept(fresh), torch.no_grad():

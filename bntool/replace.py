@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from bntool.errors import UsageError
 from bntool.norms.kinds import KINDS, Setting, Spec, described
 from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
-from bntool.norms.submodules import matches, modes_kept, selected
+from bntool.norms.submodules import copied, matches, modes_kept, selected
 from bntool.placing import proof
 from bntool.placing.sites import Seen, watch
 from bntool.pooling.batches import example_call
@@ -90,7 +89,7 @@ def replace(
     if to not in (*KINDS, "none"):
         known = ", ".join((*KINDS, "none"))
         raise UsageError(f"unknown norm {to!r}", where="replace", next=f"Use one of {known}.")
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     seen = _run(fresh, example_inputs)
     wanted, kept = _wanted(fresh, to, tuple(include), tuple(exclude))
     specs = {name: _spec(name, norm, to, seen, groups, virtual_batch_size) for name, norm in wanted.items()}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of lazy modules that have no sizes yet (torch copies their parameters, not buffers)."""
+    lazy = [b for b in model.buffers() if isinstance(b, UninitializedBuffer)]
+    fresh = {id(b): UninitializedBuffer(device=b.device, dtype=b.dtype) for b in lazy}
+    return copy.deepcopy(model, fresh)
 
 
 def owners(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:
