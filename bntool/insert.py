@@ -55,6 +55,7 @@ def insert(
     eps: float = 1e-5,
     momentum: float | None = 0.1,
     gated: bool = False,
+    slots: bool = False,
     inputs: int | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
@@ -69,11 +70,12 @@ def insert(
     bias: "drop" or "keep" of biases that the norm hides; by default dropped, except where the norm went
     into a
     Sequential, whose keys then are those of the same network built with norms.
+    slots: where folding left an Identity behind layers, norms go there and nowhere else.
     gated: norms that cannot preserve (group, layer, ...) sit behind a gate that starts closed.
 
     Raises: UsageError, VerificationError (a preserving norm moved the outputs more than rounding does).
     """
-    question = Question(where, layers, tuple(include), tuple(exclude))
+    question = Question(where, layers, tuple(include), tuple(exclude), slots)
     options = Options(norm, init, form, bias, groups, virtual_batch_size, eps, momentum, gated)
     return _insert(model, example_inputs, data, question, options, batch_size, inputs, dry_run, progress)
 

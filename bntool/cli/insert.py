@@ -9,7 +9,7 @@ import typer
 from bntool.cli import common, delivery, screen
 
 if TYPE_CHECKING:
-    from bntool.insert import InsertReport
+    from bntool.placing.options import InsertReport
 
 Norm = Literal["batch", "sync", "group", "layer", "instance", "rms", "renorm", "ghost", "frozen", "auto"]
 Where = Literal["before-activation", "after-activation", "before-layer"]
@@ -41,6 +41,20 @@ def insert(
     ] = None,
     include: common.Include = None,
     exclude: common.Exclude = None,
+    bias: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option("--bias", help="A bias the norm hides (default: dropped, kept in a Sequential)."),
+    ] = None,
+    groups: Annotated[int | None, typer.Option("--groups", min=1, help="Groups of a group norm.")] = None,
+    virtual_batch_size: Annotated[
+        int, typer.Option("--virtual-batch-size", min=2, help="Of a ghost batch norm.")
+    ] = 32,
+    gated: Annotated[
+        bool, typer.Option("--gated", help="Norms that cannot preserve start behind a closed gate.")
+    ] = False,
+    unfold: Annotated[
+        bool, typer.Option("--unfold", help="Give a folded model its norms back, where they were.")
+    ] = False,
     form: common.Form = "module",
     weights: common.Weights = None,
     trust: common.Trust = False,
@@ -68,6 +82,11 @@ def insert(
             where=where,
             init=init,
             layers=layers,
+            bias=bias,
+            groups=groups,
+            virtual_batch_size=virtual_batch_size,
+            gated=gated,
+            slots=unfold,
             include=include or (),
             exclude=exclude or (),
             form=form,
@@ -93,7 +112,7 @@ def show(report: InsertReport) -> None:
         found = report.eval
         screen.say(f"eval mode: outputs moved by at most {found.max_rel_error:.1e} of their largest value")
     for proof in report.train:
-        change = proof.note or f"outputs differ by {proof.relative_change:.2f} of their spread"
+        change = proof.note or f"outputs differ by {proof.relative_change:.2g} of their spread"
         screen.say(f"train mode, batch {proof.batch_size}: {change}")
     for note in report.notes:
         screen.note(f"note: {note}")

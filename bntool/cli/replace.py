@@ -20,6 +20,9 @@ def replace(
     to: Annotated[Kind, typer.Option("--to", help="The norm to put in place of the one there.")],
     output: common.Output = None,
     groups: Annotated[int | None, typer.Option("--groups", min=1, help="Groups of a group norm.")] = None,
+    virtual_batch_size: Annotated[
+        int, typer.Option("--virtual-batch-size", min=2, help="Of a ghost batch norm.")
+    ] = 32,
     include: common.Include = None,
     exclude: common.Exclude = None,
     inputs: common.Inputs = None,
@@ -38,8 +41,16 @@ def replace(
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
     example = delivery.known_inputs(loaded)
     delivery.check_output(loaded, output, force=force, inputs=example)
-    options = {"include": include or (), "exclude": exclude or (), "groups": groups}
-    result = replace(loaded.model, to, example_inputs=example, dry_run=dry_run, **options)
+    result = replace(
+        loaded.model,
+        to,
+        example_inputs=example,
+        include=include or (),
+        exclude=exclude or (),
+        groups=groups,
+        virtual_batch_size=virtual_batch_size,
+        dry_run=dry_run,
+    )
     written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
     if as_json:
         screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
