@@ -19,6 +19,9 @@ from bntool.bench.remote import CandidateError, Remote, WorkerDied
 from bntool.bench.runtimes import runtime
 from bntool.errors import BntoolError, LoadError, RunError, UsageError
 
+#: the file in a candidate's folder that holds its inputs: the first one's are for all
+INPUTS = "inputs.pt"
+
 #: starts a worker for these candidates (by number) on a side
 Spawn = Callable[[Side, Mapping[int, Candidate], Conditions], Remote]
 
@@ -27,7 +30,8 @@ Spawn = Callable[[Side, Mapping[int, Candidate], Conditions], Remote]
 class Examination:
     """What a candidate is, before any comparison. `failure` is empty unless it could not be run.
 
-    Units: seconds, bytes. `cold` has `load_s`, `first_s` and, if anything was built, `build_s`.
+    `items` is how many samples one call holds. Units: seconds, bytes. `cold` has `load_s`, `first_s` and,
+    if anything was built, `build_s`.
     """
 
     candidate: Candidate
@@ -37,39 +41,39 @@ class Examination:
     profile: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     outputs: tuple[NDArray[Any], ...] = ()
+    items: int | None = None
     failure: str = ""
     failure_code: int | None = None
 
 
 def prepare(case: Case, effort: Effort, spawn: Spawn, folder: Path) -> tuple[Case, list[Examination]]:
-    """Save the inputs that all share, then examine every candidate. The case comes back with both filled
-    in.
+    """Examine every candidate, the one first whose inputs all share.
+
+    The case comes back knowing its inputs and what was built. If the first one fails, nobody else is
+    examined.
     """
-    case = replace(case, conditions=with_inputs(case, spawn, folder))
-    seen = []
-    for index, candidate in enumerate(case.candidates):
-        try:
-            seen.append(examine(case, index, effort, spawn, folder))
-        except (CandidateError, WorkerDied) as problem:
-            code = problem.code if isinstance(problem, CandidateError) else None
-            seen.append(Examination(candidate, failure=problem.message, failure_code=code))
+    giver = next(i for i, c in enumerate(case.candidates) if not c.reference)
+    first = attempt(case, giver, effort, spawn, folder)
+    if first.failure:
+        others = [
+            Examination(c, failure=f"not examined: {first.candidate.name} failed") for c in case.candidates
+        ]
+        return case, [first if i == giver else other for i, other in enumerate(others)]
+    inputs = str(folder / f"candidate{giver}" / INPUTS)
+    case = replace(case, conditions=replace(case.conditions, inputs=inputs, items=first.items))
+    seen = [
+        first if i == giver else attempt(case, i, effort, spawn, folder) for i in range(len(case.candidates))
+    ]
     return replace(case, candidates=tuple(e.candidate for e in seen)), seen
 
 
-def with_inputs(case: Case, spawn: Spawn, folder: Path) -> Conditions:
-    """Save the baseline's inputs where every candidate finds them. Raises: RunError."""
-    path = str(folder / "inputs.pt")
-    giver = next(i for i, c in enumerate(case.candidates) if not c.reference)
-    worker = spawn(case.side(giver), {giver: case.candidates[giver]}, case.conditions)
+def attempt(case: Case, index: int, effort: Effort, spawn: Spawn, folder: Path) -> Examination:
+    """The examination, or why there is none."""
     try:
-        items = worker.ask("save_inputs", candidate=giver, path=path)["items"]
-    except CandidateError as problem:
-        raise failure_of(problem) from None
-    except WorkerDied as death:
-        raise RunError(death.message, where=case.candidates[giver].name) from None
-    finally:
-        worker.close()
-    return replace(case.conditions, inputs=path, items=items)
+        return examine(case, index, effort, spawn, folder)
+    except (CandidateError, WorkerDied) as problem:
+        code = problem.code if isinstance(problem, CandidateError) else None
+        return Examination(case.candidates[index], failure=problem.message, failure_code=code)
 
 
 def failure_of(problem: CandidateError) -> BntoolError:
@@ -113,4 +117,5 @@ def look(
         outputs = tuple(saved[str(i)] for i in range(len(saved.files)))
     facts = worker.ask("facts", candidate=index)
     profile = worker.ask("profile", candidate=index)["seconds"] if effort.profile else {}
-    return Examination(candidate, cold, memory, facts, profile, worker.ask("versions"), outputs)
+    items = worker.ask("save_inputs", candidate=index, path=str(own / INPUTS))["items"]
+    return Examination(candidate, cold, memory, facts, profile, worker.ask("versions"), outputs, items)

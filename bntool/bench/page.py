@@ -16,7 +16,8 @@ Document = Mapping[str, Any]
 SIGNS = {"faster": "▲", "slower": "▼", "same": "=", "inconclusive": "?"}
 EXTRA = """
 .faster { color: var(--good); } .slower { color: var(--bad); } .same { color: var(--idle); }
-figure.broad { max-width: none; margin: 22px 0 4px; }
+figure.broad { max-width: none; margin: 22px 0 4px; overflow-x: auto; }
+figure.broad svg { min-width: 640px; }
 .tolerated { fill: var(--soft); opacity: .13; } .part { fill: var(--soft); opacity: .8; }
 .tiny circle { opacity: .55; }
 """

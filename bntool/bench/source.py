@@ -75,8 +75,9 @@ class Source:
         """The inputs as positional and keyword arguments, on the device, in dtype, batch and memory
         format.
         """
-        return as_call(_map(self._raw_inputs(), self._place))
+        return as_call(_map(self._raw_inputs, self._place))
 
+    @cached_property
     def _raw_inputs(self) -> Any:
         import torch
 
@@ -106,7 +107,7 @@ class Source:
         import torch
         from torch.utils import _pytree
 
-        torch.save(_map(self._raw_inputs(), lambda t: t.detach().cpu()), path)
+        torch.save(_map(self._raw_inputs, lambda t: t.detach().cpu()), path)
         shaped = [t for t in _pytree.tree_leaves(self.call) if isinstance(t, torch.Tensor) and t.dim()]
         return int(shaped[0].shape[0]) if shaped else None
 

@@ -62,12 +62,12 @@ def test_a_failing_gate_is_confirmed_on_fresh_workers() -> None:
     assert confirmation is not None
     assert confirmation.low > 1.0
     replicates = found.cases[0].run["replicates"]
-    # inputs, two examinations, the replicates, the clock's cost, and as many replicates again
-    assert machine.processes == 1 + 2 + replicates + 1 + replicates
+    # two examinations, the replicates, the clock's cost, and as many replicates again
+    assert machine.processes == 2 + replicates + 1 + replicates
 
 
 def test_a_failure_that_does_not_come_back_is_inconclusive() -> None:
-    machine = Machine(COSTS, change=lambda process: 1.2 if process < 8 else 1.0)
+    machine = Machine(COSTS, change=lambda process: 1.2 if process < 7 else 1.0)
     found = run(machine, case("base", "equal"))
     assert only(found).verdict is Verdict.INCONCLUSIVE
     assert "fresh workers" in only(found).why
@@ -75,7 +75,7 @@ def test_a_failure_that_does_not_come_back_is_inconclusive() -> None:
 
 
 def test_without_confirmation_it_is_reported_at_once() -> None:
-    machine = Machine(COSTS, change=lambda process: 1.2 if process < 8 else 1.0)
+    machine = Machine(COSTS, change=lambda process: 1.2 if process < 7 else 1.0)
     found = run(machine, case("base", "equal"), effort=replace(EFFORT, confirm=False))
     assert found.exit_code == 1
 
