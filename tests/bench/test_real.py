@@ -1,4 +1,4 @@
-"""Real models in real processes: a planted slowdown fails, an equal model passes, a crash stays where it is."""
+"""Real models in real processes: a planted slowdown fails, an equal model passes, a crash stays alone."""
 
 from __future__ import annotations
 
