@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 ARGS ?=
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check zoo fuzz bench clean setup
+.PHONY: demo test check zoo fuzz bench bench-selfcheck clean setup
 
 setup: $(STAMP)
 
@@ -36,6 +36,13 @@ peers: $(STAMP)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(or $(N),3000) $(or $(SEED),0)
+
+bench: $(STAMP)
+	@$(BIN)/bntool bench $(or $(ARGS),sample_models/resnet.py:resnet sample_models/resnet.py:resnet@onnx)
+
+# about a quarter of an hour; what it has measured stays in bench-selfcheck.jsonl, and a second run goes on from there
+bench-selfcheck: $(STAMP)
+	@$(BIN)/python -m tests.bench.selfcheck $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -136,9 +136,8 @@ def say(what: str, hits: Sequence[bool], note: str = "") -> None:
     """A rate with its Clopper-Pearson interval at 95 %."""
     found, n = sum(map(bool, hits)), len(hits)
     exact = stats.binomtest(found, n).proportion_ci(0.95)
-    print(
-        f"  {what:<44} {found / n:6.1%}  ({found} of {n}; {exact.low:.1%} to {exact.high:.1%})  {note}".rstrip()
-    )
+    rate = f"{found / n:6.1%}  ({found} of {n}; {exact.low:.1%} to {exact.high:.1%})"
+    print(f"  {what:<44} {rate}  {note}".rstrip())
 
 
 def report(pool: list[Rounds], lines: Sequence[dict[str, Any]]) -> bool:
