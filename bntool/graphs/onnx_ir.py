@@ -19,7 +19,7 @@ from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs
 from bntool.graphs.onnx_kinds import KINDS, split
 from bntool.graphs.onnx_op import Op, Origin
-from bntool.graphs.onnx_shapes import Typed, Types, infer, types_of
+from bntool.graphs.onnx_shapes import Typed, Types, infer, infer_inner, open_sizes, types_of
 from bntool.graphs.onnx_tensors import Store, dtype_name
 
 #: elements of an index array beyond which a layout is not followed
@@ -72,7 +72,8 @@ def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | N
     graph = OnnxGraph(model, store)
     opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
     blocked = overridable_inputs(model)
-    _Scope(graph, opset, model.graph, infer(model, given).graph, "", "", blocked).read()
+    inferred = infer(model, open_sizes(model, given or {}))
+    _Scope(graph, opset, model.graph, inferred.graph, "", "", blocked).read()
     connect(graph.nodes)
     return graph
 
@@ -91,7 +92,7 @@ class _Scope:
         overridable: set[str],
         outer: _Scope | None = None,
     ) -> None:
-        self.graph, self.opset, self.proto, self.inferred = graph, opset, proto, inferred
+        self.graph, self.opset, self.proto = graph, opset, proto
         self.scope, self.prefix, self.outer = scope, prefix, outer
         graph.scopes[scope] = proto
         self.types: Types = types_of(inferred)
@@ -104,8 +105,8 @@ class _Scope:
         for value in self.proto.input:
             if value.name not in self.consts:
                 self._add_input(value.name)
-        for number, node in enumerate(self.proto.node):
-            self._read_node(node, self.inferred.node[number])
+        for node in self.proto.node:
+            self._read_node(node)
         for value in self.proto.output:
             if value.name in self.values:
                 name = f"{self.scope}{value.name}@output"
@@ -127,7 +128,7 @@ class _Scope:
         found = self.types.of(name)
         return found if found.elem_type or self.outer is None else self.outer.type_of(name)
 
-    def _read_node(self, proto: NodeProto, inferred: NodeProto) -> None:
+    def _read_node(self, proto: NodeProto) -> None:
         constant = evaluate(proto, self.consts, self.types, self.scope)
         if constant is not None:
             self.consts.update(constant)
@@ -141,10 +142,12 @@ class _Scope:
             self.graph.nodes.remove(gone)
         self.graph.nodes.extend((*op.extra, *nodes))
         self.values.update(zip(proto.output, nodes, strict=False))
-        self._read_subgraphs(proto, inferred, op.where)
+        self._read_subgraphs(proto, op.where)
 
-    def _read_subgraphs(self, proto: NodeProto, inferred: NodeProto, where: str) -> None:
-        for (name, graph), (_, types) in zip(subgraphs(proto), subgraphs(inferred), strict=True):
+    def _read_subgraphs(self, proto: NodeProto, where: str) -> None:
+        outside = {name: self.type_of(name) for name in captured(proto)}
+        for name, graph in subgraphs(proto):
+            types = infer_inner(self.graph.model, graph, outside).graph
             scope = f"{self.scope}{proto.output[0]}/{name}/"
             inner = _Scope(self.graph, self.opset, graph, types, scope, f"{where}/{name}/", set(), self)
             inner.read()

@@ -63,13 +63,12 @@ def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, .
     )
 
 
-def infer(model: ModelProto, given: Mapping[str, Iterable[int]] | None = None) -> ModelProto:
+def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
     """A copy of the model with concrete shapes wherever inference finds them; weights are not read."""
-    sizes = open_sizes(model, given or {})
     bound = ModelProto()
     bound.CopyFrom(model)
     for value in bound.graph.input:
-        if value.type.tensor_type.HasField("shape"):
+        if value.type.tensor_type.HasField("shape") and value.type.tensor_type.shape.dim:
             _set_shape(value, input_shape(value, sizes))
     kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
     del bound.graph.value_info[:]
@@ -108,6 +107,15 @@ def _evaluate(node: ast.AST, sizes: Mapping[str, int]) -> int:
     if isinstance(node, ast.BinOp):
         return _ARITHMETIC[type(node.op)](_evaluate(node.left, sizes), _evaluate(node.right, sizes))
     raise KeyError(ast.dump(node))
+
+
+def infer_inner(model: ModelProto, graph: GraphProto, outside: Mapping[str, Typed]) -> ModelProto:
+    """The same for a subgraph by itself: what it takes `outside` counts as its input."""
+    alone = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
+    known = {name: typed for name, typed in outside.items() if typed.elem_type}
+    made = (onnx.helper.make_tensor_value_info(n, t.elem_type, t.shape) for n, t in known.items())
+    alone.graph.input.extend(made)
+    return infer(alone, open_sizes(alone, {}))
 
 
 def _set_shape(value: ValueInfoProto, shape: tuple[int, ...]) -> None:

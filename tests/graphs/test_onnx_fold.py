@@ -9,7 +9,18 @@ import pytest
 from onnx import NodeProto, helper, numpy_helper
 
 from bntool.fold_onnx import fold_model
-from tests.graphs.onnx_models import EXACT, NEWEST, count, error, folded, model, norm, norm_weights, weight
+from tests.graphs.onnx_models import (
+    EXACT,
+    NEWEST,
+    by_runtime,
+    count,
+    error,
+    folded,
+    model,
+    norm,
+    norm_weights,
+    weight,
+)
 
 N = "batch"
 
@@ -20,14 +31,6 @@ def node(op: str, inputs: str, outputs: str, **attrs: Any) -> NodeProto:
 
 def reasons(report: Any) -> list[str]:
     return [entry.reason for entry in report.kept]
-
-
-def by_runtime(proto: Any) -> Any:
-    """Fold and let ONNX Runtime judge: the reference evaluator has no old forms of some operators."""
-    result = fold_model(proto)
-    assert result.report.verification.ok
-    assert len(result.report.verification.runs) == 2
-    return result.model, result.report
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -1,0 +1,161 @@
+"""Subgraphs and functions: folds stay inside a scope, constants may be from outside, nodes may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from bntool.fold_onnx import fold_model
+from tests.graphs.onnx_models import NEWEST, by_runtime, count, model, norm, norm_weights, weight
+from tests.graphs.test_onnx_fold import node, reasons
+
+
+def branch(name: str, nodes: list[Any], output: str) -> Any:
+    out = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 4, 4, 4])
+    return helper.make_graph(nodes, name, [], [out])
+
+
+def with_if(then: list[Any], otherwise: list[Any], before: list[Any], weights: dict[str, Any]) -> ModelProto:
+    """An If on the sign of the input's mean; both branches give `out`."""
+    choice = [
+        node("ReduceMean", "x", "mean", keepdims=0),
+        node("Greater", "mean zero", "positive"),
+        helper.make_node(
+            "If",
+            ["positive"],
+            ["z"],
+            name="choice",
+            then_branch=branch("then", then, "then_out"),
+            else_branch=branch("else", otherwise, "else_out"),
+        ),
+    ]
+    stored = {**weights, "zero": np.zeros(())}
+    return model([*before, *choice], {"x": ["batch", 3, 4, 4]}, ["z"], stored, dtype="float32", opset=20)
+
+
+def both_ways(proto: ModelProto, folded: ModelProto) -> None:
+    """ONNX Runtime on inputs that take either branch."""
+    from bntool.sources import onnx_run
+
+    sessions = [onnx_run.session(m.SerializeToString()) for m in (proto, folded)]
+    for sign in (1, -1):
+        x = sign * np.abs(np.random.default_rng(0).standard_normal((2, 3, 4, 4))).astype(np.float32)
+        a, b = (onnx_run.run(session, {"x": x})[0] for session in sessions)
+        assert np.abs(a - b).max() / np.abs(a).max() < 1e-5
+
+
+def test_each_branch_folds_by_itself_with_constants_from_outside() -> None:
+    then = [node("Conv", "x w", "a"), norm("a", "then_out")]
+    otherwise = [node("Conv", "x w", "b"), norm("b", "else_out", "other")]
+    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4), **norm_weights(4, "other", seed=7)}
+    proto = with_if(then, otherwise, [], weights)
+    result = fold_model(proto, verify=False)
+    assert len(result.report.folded) == 2
+    assert {e.name for e in result.report.folded} == {"choice/then_branch/bn", "choice/else_branch/other"}
+    both_ways(proto, result.model)
+    chosen = next(n for n in result.model.graph.node if n.op_type == "If")
+    assert [[n.op_type for n in a.g.node] for a in chosen.attribute] == [["Conv"], ["Conv"]]
+    assert "w" not in {t.name for t in result.model.graph.initializer}
+
+
+def test_a_node_outside_is_never_touched_from_inside() -> None:
+    then = [norm("y", "then_out")]
+    otherwise = [node("Relu", "y", "else_out")]
+    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
+    proto = with_if(then, otherwise, [node("Conv", "x w", "y")], weights)
+    result = fold_model(proto, verify=False)
+    assert "then_branch" in result.report.kept[0].name
+    both_ways(proto, result.model)
+
+
+def test_a_capture_counts_as_a_reader() -> None:
+    """The value between convolution and norm is read inside a branch."""
+    then = [node("Neg", "y", "then_out")]
+    otherwise = [node("Identity", "zz", "else_out")]
+    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
+    proto = with_if(then, otherwise, [node("Conv", "x w", "y"), norm("y", "zz")], weights)
+    result = fold_model(proto, verify=False)
+    assert "feeds 2 places" in reasons(result.report)[0]
+    both_ways(proto, result.model)
+
+
+def test_a_branch_that_hands_out_the_value_itself_follows_the_rename() -> None:
+    """Both branches read the norm's output; one is nothing but its name."""
+    then = [node("Neg", "zz", "then_out")]
+    otherwise = [node("Identity", "zz", "else_out")]
+    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
+    proto = with_if(then, otherwise, [node("Conv", "x w", "y"), norm("y", "zz")], weights)
+    result = fold_model(proto, verify=False)
+    assert len(result.report.folded) == 1
+    both_ways(proto, result.model)
+
+
+def test_a_loop_body_folds_by_itself() -> None:
+    nodes = [node("Conv", "state w", "a"), norm("a", "new"), node("Identity", "keep", "on")]
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("keep", TensorProto.BOOL, []),
+            value("state", TensorProto.FLOAT, ["batch", 3, 4, 4]),
+        ],
+        [value("on", TensorProto.BOOL, []), value("new", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+    )
+    loop = helper.make_node("Loop", ["times", "yes", "x"], ["z"], name="loop", body=body)
+    weights = {"w": weight(3, 3, 1, 1), **norm_weights(3), "times": np.array(3), "yes": np.array(True)}
+    proto = model([loop], {"x": ["batch", 3, 4, 4]}, ["z"], weights, dtype="float32", opset=20)
+    folded, report = by_runtime(proto)
+    assert len(report.folded) == 1
+    assert report.folded[0].name == "loop/body/bn"
+    assert count(folded) == 0
+
+
+def test_functions_are_written_out_and_folded() -> None:
+    block = helper.make_function(
+        "local",
+        "Block",
+        ["x", "w", "g", "b", "m", "v"],
+        ["z"],
+        [node("Conv", "x w", "y"), helper.make_node("BatchNormalization", list("ygbmv"), ["z"])],
+        [helper.make_opsetid("", 20)],
+    )
+    bn = norm_weights(4)
+    call = helper.make_node("Block", ["x", "w", *bn], ["z"], domain="local", name="call")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [call],
+        "g",
+        [value("x", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [value("z", TensorProto.FLOAT, ["batch", 4, 4, 4])],
+        [
+            numpy_helper.from_array(w.astype(np.float32), n)
+            for n, w in {"w": weight(4, 3, 1, 1), **bn}.items()
+        ],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+    proto = helper.make_model(graph, functions=[block], opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(proto)
+    folded, report = by_runtime(proto)
+    assert len(report.folded) == 1
+    assert "functions were written out" in report.notes[0]
+    assert count(folded) == 0
+
+
+def test_foreign_operators_are_opaque_and_named() -> None:
+    nodes = [
+        node("Conv", "x w", "y"),
+        helper.make_node("Strange", ["y"], ["s"], domain="com.example", name="strange"),
+        norm("s", "z"),
+    ]
+    proto = model(nodes[:1], {"x": ["batch", 3, 4, 4]}, ["y"], {"w": weight(4, 3, 1, 1), **norm_weights(4)})
+    proto.graph.node.extend(nodes[1:])
+    proto.graph.output[0].name = "z"
+    proto.opset_import.append(helper.make_opsetid("com.example", 1))
+    report = fold_model(proto, verify=False).report
+    assert "com.example.Strange" in reasons(report)[0] or "not known" in reasons(report)[0]
+    assert NEWEST >= 20
