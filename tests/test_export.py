@@ -39,17 +39,27 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_sample_models_export_and_verify_at_two_batch_sizes(name: str, tmp_path: Path) -> None:
+def test_sample_models_export_folded_and_verify_at_two_batch_sizes(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"sample_models.{name}")
     torch.manual_seed(0)
     inputs = module.example_inputs()
     model = randomise_norms(getattr(module, name)().eval(), inputs)
-    report = bntool.export(model, tmp_path / "m.onnx", inputs, dynamic_batch=True, fold=False)
+    report = bntool.export(model, tmp_path / "m.onnx", inputs, dynamic_batch=True)
     assert report.verified
     batches = {check.batch for check in report.checks}
     assert len(batches) == 2
     assert {(c.optimised, c.batch) for c in report.checks} == {(o, b) for o in (False, True) for b in batches}
+    assert report.fold is not None
+    assert len(report.fold["folded"]) == report.fold["found"] > 0
+    kinds = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert "BatchNormalization" not in kinds
     json.dumps(report.to_dict())
+
+
+def test_without_fold_the_norms_are_left_to_torch(tmp_path: Path) -> None:
+    report = bntool.export(conv_norm(), tmp_path / "m.onnx", X, fold=False)
+    assert report.fold is None
+    assert report.verified
 
 
 def test_control_flow_on_data_is_refused_in_one_message(tmp_path: Path) -> None:

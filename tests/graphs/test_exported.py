@@ -1,0 +1,195 @@
+"""Folds of torch.export programs: still programs, loadable by torch alone, the same numbers."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from bntool.fold import fold
+from tests.random_norms import randomise_norms
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+#: float64 programs differ by rounding of a few layers
+EXACT = 1e-12
+
+
+def exported(model: nn.Module, *inputs: Tensor, dynamic: bool = False, decompose: bool = False) -> Any:
+    torch.manual_seed(0)
+    model = model.double().eval()
+    doubles = tuple(x.double() for x in inputs)
+    randomise_norms(model, doubles)
+    shapes = tuple({0: Dim("batch")} for _ in inputs) if dynamic else None
+    program = torch.export.export(model, doubles, dynamic_shapes=shapes)
+    return program.run_decompositions() if decompose else program
+
+
+def error(a: ExportedProgram, b: ExportedProgram, *inputs: Tensor) -> float:
+    given = [x.double() for x in inputs]
+    x, y = a.module()(*given), b.module()(*given)
+    return float((x - y).abs().max() / x.abs().max())
+
+
+def norms(program: ExportedProgram) -> int:
+    return sum("batch_norm" in str(node.target) for node in program.graph.nodes)
+
+
+def checked(program: ExportedProgram, *inputs: Tensor) -> Any:
+    before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
+    text = str(program.graph)
+    result = fold(program)
+    assert result.report.verification.ok
+    assert error(program, result.model, *inputs) < EXACT
+    assert str(program.graph) == text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in program.state_dict.items())
+    assert not fold(result.model, verify=False).report.folded
+    return result
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize(
+    ("name", "folds"), [("resnet", 9), ("mobilenet", 11), ("unet", 12), ("siamese", 3), ("mlp", 3)]
+)
+def test_sample_models(name: str, folds: int, decompose: bool) -> None:
+    module = importlib.import_module(f"sample_models.{name}")
+    model = getattr(module, name)(**({"norm": True} if name == "mlp" else {}))
+    inputs = module.example_inputs()
+    program = exported(model, *inputs, decompose=decompose)
+    result = checked(program, *inputs)
+    assert len(result.report.folded) == folds
+    assert norms(result.model) == 0
+
+
+def test_a_linear_before_a_flatten_and_a_norm() -> None:
+    module = importlib.import_module("sample_models.levit")
+    program = exported(module.levit(), *module.example_inputs())
+    assert len(checked(program, *module.example_inputs()).report.folded) == 11
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=bias)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).relu()
+
+
+def test_the_signature_and_the_state_agree_and_the_new_bias_is_a_parameter() -> None:
+    result = checked(exported(ConvNorm(), X), X)
+    program = result.model
+    assert sorted(program.state_dict) == ["conv.bias", "conv.weight"]
+    assert list(program.graph_signature.parameters) == ["conv.weight", "conv.bias"]
+    assert not program.graph_signature.buffers
+    assert isinstance(program.state_dict["conv.bias"], nn.Parameter)
+
+
+def test_dynamic_shapes_and_their_constraints_stay() -> None:
+    program = exported(ConvNorm(), X, dynamic=True)
+    result = checked(program, X)
+    assert result.model.range_constraints == program.range_constraints
+    assert error(program, result.model, torch.randn(5, 3, 8, 8)) < EXACT
+    assert [run.batch for run in result.report.verification.runs] == [2, 3]
+
+
+def test_torch_alone_loads_what_was_folded(tmp_path: Path) -> None:
+    program = exported(ConvNorm(), X, dynamic=True)
+    torch.export.save(fold(program).model, tmp_path / "folded.pt2")
+    torch.save((X.double(), program.module()(X.double())), tmp_path / "io.pt")
+    code = """
+import sys, torch
+program = torch.export.load(sys.argv[1] + "/folded.pt2")
+x, y = torch.load(sys.argv[1] + "/io.pt")
+assert not any("batch_norm" in str(n.target) for n in program.graph.nodes)
+assert float((program.module()(x) - y).abs().max()) < 1e-12 * float(y.abs().max())
+assert "bntool" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], check=True, cwd=tmp_path)
+
+
+def test_a_bias_that_comes_out_zero_is_left_out() -> None:
+    model = ConvNorm(bias=True).double().eval()
+    randomise_norms(model, (X.double(),))
+    model.norm.bias.data.zero_()
+    model.norm.running_mean.copy_(model.conv.bias.detach())
+    program = torch.export.export(model, (X.double(),))
+    folded = fold(program).model
+    assert sorted(folded.state_dict) == ["conv.weight"]
+    assert error(program, folded, X) < EXACT
+
+
+class Overwriting(nn.Module):
+    """The norm's input is read again after the norm's output has been changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.relu = nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return x * 2 + self.second(self.relu(self.norm(x)))
+
+
+def test_an_in_place_operator_does_not_overwrite_what_the_norm_read() -> None:
+    model = Overwriting().double().eval()
+    with torch.no_grad():
+        model.norm.running_var.uniform_(0.5, 2)
+        model.norm.running_mean.zero_()
+        model.norm.bias.zero_()
+    program = torch.export.export(model, (X.double(),))
+    result = checked(program, X)
+    assert len(result.report.folded) == 1
+
+
+def test_train_mode_stays_with_a_reason() -> None:
+    program = torch.export.export(ConvNorm().train(), (X,))
+    report = fold(program, verify=False).report
+    assert "train mode" in report.kept[0].reason
+
+
+class Tied(nn.Module):
+    """Two convolutions read one weight; only one has a norm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x)) + self.b(x.relu())
+
+
+def test_a_tied_weight_is_never_changed_under_its_other_reader() -> None:
+    result = checked(exported(Tied(), X), X)
+    assert "also used by" in result.report.kept[0].reason
+
+
+def test_keep_by_name() -> None:
+    program = exported(ConvNorm(), X)
+    assert fold(program, keep=["norm"]).report.kept[0].reason == "kept as asked"
+
+
+def test_weights_that_leave_the_range_of_half_precision_stay() -> None:
+    model = ConvNorm().half().eval()
+    with torch.no_grad():
+        model.norm.weight.fill_(60000)
+        model.norm.running_var.fill_(0.01)
+    program = torch.export.export(model, (X.half(),))
+    report = fold(program, verify=False).report
+    assert "float16" in report.kept[0].reason
+
+
+def test_the_oracle_sees_a_weight_that_is_one_per_cent_off() -> None:
+    program = exported(ConvNorm(), X)
+    folded = fold(program).model
+    folded.state_dict["conv.weight"].data.mul_(1.01)
+    assert error(program, folded, X) > 1e-3
