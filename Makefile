@@ -31,6 +31,9 @@ zoo: $(STAMP)
 cost: $(STAMP)
 	@$(BIN)/python -m tests.zoo.cost $(ARGS)
 
+merging: $(STAMP)
+	@$(BIN)/python -m tests.zoo.merging $(ARGS)
+
 peers: $(STAMP)
 	@$(BIN)/python -m tests.zoo.peers $(ARGS)
 
