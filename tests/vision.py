@@ -17,6 +17,9 @@ def network(source: str, name: str) -> torch.nn.Module:
         return timm.create_model(name, pretrained=False).eval()
     from torchvision.models import get_model
 
-    # inception networks would otherwise spend minutes on drawing their weights from a truncated normal
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, object] = {}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # minutes of drawing from a truncated normal
+    if name.startswith(("deeplabv3", "fcn", "lraspp")):
+        options["weights_backbone"] = None  # would be downloaded otherwise
     return get_model(name, weights=None, **options).eval()

@@ -1,7 +1,8 @@
 """`make merging`: graph form with merged branches against timm's own `reparameterize_model`, side by side.
 
-For each network: norms and convolutions that run in the original, in bntool's form and in timm's, the relative
-error in float64, and the latency of the merged over the only folded form (one thread, interleaved). ARGS: names.
+For each network: norms and convolutions that run in the original, in bntool's form and in timm's, the
+relative error in float64, and the latency of the merged over the only folded form (one thread, interleaved).
+ARGS: names.
 """
 
 from __future__ import annotations
