@@ -19,7 +19,7 @@ from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import copied, modes_kept, names_of
 from bntool.placing import proof
-from bntool.placing.flow import trace
+from bntool.placing.flow import module_flow
 from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
 from bntool.placing.key_map import key_owners, moved_keys
 from bntool.placing.module_form import Placed, put_all
@@ -123,7 +123,7 @@ def _insert(
     with modes_kept(fresh), torch.no_grad():
         fresh.eval()
         seen = watch(fresh, example)
-        flow = trace(fresh, example)
+        flow = module_flow(fresh, example)
     candidates = (
         find(fresh, flow, seen, question) if options.form == "module" else graph_sites(flow, question)
     )

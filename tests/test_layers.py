@@ -28,6 +28,7 @@ FLOORS = (
             "insert",
             "calibrate",
             "replace",
+            "health",
             "verify",
             "export",
             "export_check",

@@ -180,13 +180,15 @@ KINDS: dict[str, NormKind] = {
 }
 
 
-def choose(effective_batch: int, batch_size: int) -> tuple[str, str]:
-    """The norm for statistics over `effective_batch` values (N * H * W) of `batch_size` samples, and why.
+def spread_of_variance(n: int) -> float:
+    """The standard error of a variance estimated from n independent normal values, relative to it."""
+    return float((2 / max(1, n - 1)) ** 0.5)
 
-    The standard error of a variance estimated from n values is sqrt(2 / (n - 1)) of it.
-    """
+
+def choose(effective_batch: int, batch_size: int) -> tuple[str, str]:
+    """The norm for statistics over `effective_batch` values (N * H * W) of `batch_size` samples, and why."""
     n = effective_batch
-    error = f"a variance from {n} values is off by {100 * (2 / max(1, n - 1)) ** 0.5:.0f} %"
+    error = f"a variance from {n} values is off by {100 * spread_of_variance(n):.0f} %"
     if batch_size < 2 or n < 8:
         why = "one sample a batch" if batch_size < 2 else error
         return "group", f"{why}: a norm that does not use the batch"

@@ -91,9 +91,10 @@ def _joined(prefix: str, path: str) -> str:
     return ".".join(part for part in (prefix, path) if part)
 
 
-def trace(model: nn.Module, example: Call) -> Flow:
+def module_flow(model: nn.Module, example: Call | None) -> Flow:
     """The flow of `model`, whose forks on data are followed both ways."""
-    return Flow(model, module_graph(model, (example.args, example.kwargs), leaves=LEAVES).ways)
+    inputs = None if example is None else (example.args, example.kwargs)
+    return Flow(model, module_graph(model, inputs, leaves=LEAVES).ways)
 
 
 def role_of_module(module: nn.Module) -> str:

@@ -13,14 +13,17 @@ from bntool.errors import RunError
 from bntool.norms.moments import Moments, moments
 from bntool.norms.submodules import modes_kept
 from bntool.pooling.batches import Call
-from bntool.progress import Progress
+from bntool.progress import Progress, silent
 
 RANDOM_SAMPLES = 64
 """Samples of random inputs that stand in for data, at least."""
 
 
 def observe(
-    model: nn.Module, work: Sequence[Call], places: dict[str, tuple[nn.Module, bool, int]], progress: Progress
+    model: nn.Module,
+    work: Sequence[Call],
+    places: dict[str, tuple[nn.Module, bool, int]],
+    progress: Progress = silent,
 ) -> dict[str, Moments]:
     """The pooled moments at every place, from one eval pass over `work`.
 

@@ -1,0 +1,111 @@
+"""Health checks: each finding on a model that has the fault, and none on a model that has not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bntool.health import Finding, health
+from tests.norms.nets import randomized
+
+
+def sound() -> nn.Sequential:
+    return randomized(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()))  # type: ignore[return-value]
+
+
+def images(n: int = 8) -> torch.Tensor:
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def checks(model: nn.Module, x: Any = None, **options: Any) -> list[str]:
+    return [f.check for f in health(model, x, **options).findings]
+
+
+def only(model: nn.Module, x: Any = None, **options: Any) -> Finding:
+    (finding,) = health(model, x, **options).findings
+    assert finding.what
+    assert finding.do
+    return finding
+
+
+def test_a_sound_model_has_no_findings() -> None:
+    assert not checks(sound())
+    assert not checks(sound(), images())
+
+
+def test_a_bias_before_a_norm() -> None:
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    finding = only(model, images())
+    assert (finding.check, finding.where) == ("bias-before-norm", "1")
+    assert "0" in finding.what
+
+
+def test_a_dropout_before_a_norm_with_the_measured_shift() -> None:
+    model = randomized(
+        nn.Sequential(nn.Dropout(0.5), nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    )
+    finding = only(model, images())
+    assert finding.check == "dropout-before-norm"
+    shift = float(finding.what.split("is ")[1].split(" times")[0])
+    assert 1.6 < shift < 2.4, "dropping half of zero-mean values and doubling the rest doubles the variance"
+    assert only(model).check == "dropout-before-norm", "also without inputs, unmeasured"
+    model[0].p = 0.01
+    assert not checks(model, images())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "severity"),
+    [
+        (lambda n: n.running_var.__setitem__(1, 0.0), "dead-channels", "warning"),
+        (lambda n: n.weight.data.__setitem__(1, 0.0), "dead-channels", "warning"),
+        (lambda n: n.running_var.__setitem__(1, 1e9), "exploding-channels", "warning"),
+        (lambda n: n.running_var.__setitem__(1, -0.1), "broken-statistics", "problem"),
+        (lambda n: n.running_mean.__setitem__(1, float("nan")), "broken-statistics", "problem"),
+        (lambda n: n.reset_running_stats(), "never-updated", "warning"),
+        (lambda n: n.train(), "train-mode", "problem"),
+        (lambda n: setattr(n, "momentum", 0.0), "momentum", "warning"),
+        (lambda n: setattr(n, "momentum", None), "momentum", "note"),
+    ],
+)
+def test_what_a_norms_own_state_tells(spoil: Any, check: str, severity: str) -> None:
+    model = sound()
+    spoil(model[1])
+    finding = only(model, images())
+    assert (finding.check, finding.where, finding.severity) == (check, "1", severity)
+
+
+def test_a_norm_without_running_statistics() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False))
+    assert only(model.eval()).check == "no-statistics"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_eff", "check", "risk"),
+    [
+        (1, 1, "one-value", "fails"),
+        (4, 4, "small-batch", "high"),
+        (16, 16, "small-batch", "noisy"),
+        (64, 64, None, "none"),
+    ],
+)
+def test_n_eff_and_its_risk(batch_size: int, n_eff: int, check: str | None, risk: str) -> None:
+    model = randomized(nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)))
+    report = health(model, torch.randn(2, 6), batch_size=batch_size)
+    assert [(s.name, s.n_eff, s.risk) for s in report.sizes] == [("1", n_eff, risk)]
+    assert [f.check for f in report.findings] == ([check] if check else [])
+    json.dumps(report.to_dict())
+    assert health(sound(), images(1)).sizes[0].n_eff == 36
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    health(model, images())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
