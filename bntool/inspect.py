@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bntool.fold import fold
+from bntool.health import Health, health
 from bntool.result import SCHEMA_VERSION, FoldReport
 from bntool.sources.saving import kind_of, model_bytes
 
@@ -20,12 +21,17 @@ class Size:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`kind` is "module", "program" or "onnx"; `name` the class of a module; `fold` what folding would do."""
+    """`kind` is "module", "program" or "onnx"; `name` the class of a module; `fold` what folding would do.
+
+    `health` is what is wrong with the norms, and how many values each has its statistics from; None unless
+    the model is a module.
+    """
 
     kind: str
     name: str
     size: Size
     fold: FoldReport
+    health: Health | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -34,17 +40,23 @@ class Inspection:
             "name": self.name,
             **asdict(self.size),
             "fold": self.fold.to_dict(),
+            "health": None if self.health is None else self.health.to_dict(),
         }
 
 
-def inspect(model: Any, example_inputs: Any = None) -> Inspection:
-    """What `model` is and what `fold` would do to each of its norms. The model stays as it is.
+def inspect(model: Any, example_inputs: Any = None, *, batch_size: int | None = None) -> Inspection:
+    """What `model` is, what `fold` would do to each of its norms, and what is wrong with them.
+
+    batch_size: the batch the model is trained with, for the norms' n_eff; by default the example inputs'.
+    The model stays as it is.
 
     Raises: UsageError for what is no model.
     """
     kind = kind_of(model)
     name = type(model).__name__ if kind == "module" else ""
-    return Inspection(kind, name, size_of(model, kind), fold(model, example_inputs, verify=False).report)
+    folding = fold(model, example_inputs, verify=False).report
+    checks = health(model, example_inputs, batch_size=batch_size) if kind == "module" else None
+    return Inspection(kind, name, size_of(model, kind), folding, checks)
 
 
 def size_of(model: Any, kind: str) -> Size:
