@@ -45,7 +45,7 @@ class CudaClock:
 
         self.torch: Any = torch
         self.device = torch.device(device)
-        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         size = torch.cuda.get_device_properties(self.device).L2_cache_size
         self.scratch = torch.empty(2 * size, dtype=torch.int8, device=self.device) if flush_l2 else None
 

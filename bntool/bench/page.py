@@ -90,7 +90,12 @@ def interval_of(p: Mapping[str, Any]) -> charts.Interval:
 
 
 def times(case: Mapping[str, Any], index: int) -> list[float]:
-    return [s["took_s"] for r in case["replicates"] for s in r["samples"] if s["candidate"] == index]
+    return [
+        took
+        for r in case["replicates"]
+        for took, candidate in zip(r["took_s"], r["candidate"], strict=True)
+        if candidate == index
+    ]
 
 
 def timeline(case: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -101,7 +106,8 @@ def timeline(case: Mapping[str, Any], names: Sequence[str]) -> str:
     ends: list[float] = []
     for replicate in case["replicates"]:
         start = ends[-1] if ends else 0.0
-        dots += [charts.Dot(start + s["at_s"], s["took_s"], s["candidate"]) for s in replicate["samples"]]
+        columns = zip(replicate["at_s"], replicate["took_s"], replicate["candidate"], strict=True)
+        dots += [charts.Dot(start + at, took, candidate) for at, took, candidate in columns]
         ends.append(dots[-1].at if dots else start)
     kinds = {
         "samples waiting for a CPU": "waited",

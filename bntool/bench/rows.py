@@ -56,7 +56,7 @@ def candidates(document: Document) -> list[tuple[str, ...]]:
 def _candidate(document: Document, f: Mapping[str, Any]) -> tuple[str, ...]:
     name, latency = label(document, f), f["latency"] or {}
     if f["failure"]:
-        return (name, f["runtime"], f"failed: {f['failure']}", *["-"] * 6)
+        return (name, f["runtime"], "failed", *["-"] * 6)
     rate = latency.get("throughput")
     cold = sum(f["cold"].values()) if f["cold"] else None
     return (

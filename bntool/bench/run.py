@@ -83,6 +83,9 @@ def time_case(
     failures = {i: e.failure for i, e in enumerate(seen) if e.failure}
     if 0 in failures:
         raise failure_of(CandidateError(f"the baseline cannot run: {failures[0]}", seen[0].failure_code))
+    if len(failures) == len(seen) - 1:
+        # nothing is left to compare: say why at once, in the first one's own words
+        raise failure_of(CandidateError(seen[1].failure, seen[1].failure_code))
     found = measure(
         ready,
         effort,
@@ -160,28 +163,17 @@ def run_facts(t: Timed, effort: Effort) -> dict[str, Any]:
 
 
 def raw(t: Timed) -> list[dict[str, Any]]:
-    """Every sample, in the order taken. Units: seconds per call; `at_s` counts from the replicate's first."""
-    out = []
-    for r in t.found.replicates:
-        first = min((s.at_s for s in r.samples), default=0.0)
-        taken = [
-            {
-                "candidate": s.candidate,
-                "round": s.round,
-                "at_s": s.at_s - first,
-                "took_s": s.took_s,
-                "waited_s": s.waited_s,
-            }
-            for s in r.samples
-        ]
-        out.append(
-            {
-                "loops": {str(k): v for k, v in r.loops.items()},
-                "warm_s": {str(k): list(v) for k, v in r.warm_s.items()},
-                "samples": taken,
-            }
-        )
-    return out
+    """Every sample, in the order taken, as columns. Units: seconds per call; `at_s` from the first sample."""
+    return [
+        {
+            "loops": {str(k): v for k, v in r.loops.items()},
+            "warm_s": {str(k): list(v) for k, v in r.warm_s.items()},
+            "candidate": [s.candidate for s in r.samples],
+            "at_s": [round(s.at_s - r.samples[0].at_s, 6) for s in r.samples],
+            "took_s": [float(f"{s.took_s:.6g}") for s in r.samples],
+        }
+        for r in t.found.replicates
+    ]
 
 
 def summed_up(results: Sequence[CaseResult], on_inconclusive: str, waivers: Waivers) -> Comparison:

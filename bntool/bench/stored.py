@@ -136,9 +136,10 @@ def rejudged(p: PairResult, case: CaseResult, ratio: Ratio | None, strange: str,
     latency = next((f.latency for f in case.candidates if f.name == p.name), None)
     now_s = latency.median.estimate_s if latency else math.nan
     verdict = decide(ratio, p.tolerance, p.floor_s, now_s / ratio.estimate)
+    words = case.contention_words if verdict is Verdict.INCONCLUSIVE else ""
     asked = Gate(p.tolerance, p.floor_s, p.min_speedup)
     gate = overall(time_gate(verdict, ratio, asked), p.budgets)
-    return replace(p, baseline=where, verdict=verdict, ratio=ratio, gate=gate, why="")
+    return replace(p, baseline=where, verdict=verdict, ratio=ratio, gate=gate, why=words)
 
 
 def difference(case: CaseResult, measured: Comparison, stored: Mapping[str, Any]) -> str:

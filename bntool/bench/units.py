@@ -62,7 +62,7 @@ def show_count(value: float | None, unit: str = "") -> str:
     for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:g} {unit}".strip()
+    return f"{value:.3g} {unit}".strip()
 
 
 def show_change(ratio: float | None) -> str:

@@ -108,6 +108,11 @@ def test_a_run_with_nothing_else_wrong_but_a_broken_candidate_is_no_success() ->
     assert run(Machine(COSTS, kills={"fast": "open"}), case("base", "fast", "equal")).exit_code == 4
 
 
+def test_a_run_with_nothing_left_to_compare_ends_with_the_reason() -> None:
+    with pytest.raises(RunError, match="fast broke"):
+        run(Machine(COSTS, breaks={"fast": "open"}), case("base", "fast"))
+
+
 @pytest.mark.parametrize("op", ["save_inputs", "open", "sample"])
 def test_a_broken_baseline_ends_the_run(op: str) -> None:
     with pytest.raises(RunError, match="base"):
@@ -193,7 +198,7 @@ def test_every_sample_is_in_the_document_and_it_is_json() -> None:
     assert document["schema_version"] == 1
     (entry,) = document["cases"]
     for replicate, rounds in zip(entry["replicates"], entry["run"]["rounds"], strict=True):
-        assert len(replicate["samples"]) == 2 * rounds
+        assert len(replicate["took_s"]) == 2 * rounds
     (pair,) = document["comparisons"]
     assert {"estimate", "low", "high"} <= set(pair["ratio"])
     assert document["candidates"][0]["latency"]["samples"] == sum(entry["run"]["rounds"])

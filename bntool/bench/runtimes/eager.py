@@ -47,7 +47,7 @@ def captured(session: TorchSession) -> Callable[[], object]:
 
     if not session.device.startswith("cuda"):
         raise UsageError("graph=True needs a CUDA device", next="Add --device cuda, or leave it out.")
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):

@@ -99,7 +99,7 @@ def training_step(
         results = [t for t in _pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, torch.Tensor)]
         loss = sum(t.float().square().mean() for t in results if t.is_floating_point())
         assert isinstance(loss, torch.Tensor)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
 
     return step
