@@ -68,12 +68,15 @@ def linear_ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
-    """1, 2 and 5 times powers of ten; powers alone where the range is long; thinned to fit."""
+    """Powers of ten, with 2 and 5 between them where there is room; thinned where even powers are many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    leading = (1, 2, 5) if math.log10(high / low) <= 2 else (1,)
-    every = [d * 10.0**k for k in range(first, last + 1) for d in leading]
-    inside = [v for v in every if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
-    return tuple(inside[:: max(1, math.ceil(len(inside) / most))])
+
+    def inside(leading: tuple[int, ...]) -> tuple[float, ...]:
+        every = (round(d * 10.0**k, 12) for k in range(first, last + 1) for d in leading)
+        return tuple(v for v in every if low * (1 - 1e-9) <= v <= high * (1 + 1e-9))
+
+    full, powers = inside((1, 2, 5)), inside((1,))
+    return full if len(full) <= most else powers[:: max(1, math.ceil(len(powers) / most))]
 
 
 def number(value: float) -> str:

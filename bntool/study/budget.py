@@ -103,10 +103,13 @@ def choose_tier(
     speed: Speed, plan: Plan, claims: Sequence[Claim], workers: int, budget_s: float, cost_s: float
 ) -> tuple[int, float]:
     """The largest tier that fits, and how long it is expected to take; the smallest when none does."""
-    times = [duration(speed, tiered(plan, tier), claims, workers, cost_s) for tier in range(len(TIERS))]
-    fitting = [tier for tier, seconds in enumerate(times) if seconds <= USED * budget_s]
-    tier = max(fitting, default=0)
-    return tier, times[tier]
+    best = (0, duration(speed, tiered(plan, 0), claims, workers, cost_s))
+    for tier in range(1, len(TIERS)):
+        taken = duration(speed, tiered(plan, tier), claims, workers, cost_s)
+        if taken > USED * budget_s:
+            break
+        best = (tier, taken)
+    return best
 
 
 def seconds(text: str | float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from bntool.study.backends import Backend, Here
 from bntool.study.claims.base import Finding
 from bntool.study.claims.table import chosen
+from bntool.study.data import Data
 from bntool.study.journal import Journal
 from bntool.study.outline import Wishes, fit_to_data, outline, prepare
 from bntool.study.plan import Plan
@@ -37,6 +38,12 @@ TINY = Plan(
 
 def setting_of(model: Any, data: Any = "digits") -> Setting:
     return replace(prepare(source_of(model), data, None, None), cost_budget_s=0.2)
+
+
+def few(setting: Setting) -> Setting:
+    """The setting with a few of its examples."""
+    data = setting.data
+    return replace(setting, data=Data(data.name, data.train.first(160), data.test.first(60), data.notes))
 
 
 def findings_of(
