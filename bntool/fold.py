@@ -18,6 +18,7 @@ from bntool.sources.saving import kind_of
 if TYPE_CHECKING:  # an ONNX model is folded without importing torch
     from torch import nn
 
+    from bntool.fold_job import Job
     from bntool.graphs.fx_modules import FxGraph
 
 
@@ -89,25 +90,35 @@ def _fold_graph(
     progress("fold", 2, 2)
     notes = [*graph.notes, *prepared.notes]
     return Result(
-        prepared.model, with_merged(report_of(plan, notes=notes, verification=verification), prepared)
+        prepared.model, with_merged(report_of(plan, graph, notes=notes, verification=verification), prepared)
     )
 
 
 def _fold_module(
     model: nn.Module, example_inputs: Any, keep: Sequence[str], verify: bool, progress: Progress
 ) -> Result[Any, FoldReport]:
-    from bntool.fold_module import folded_copy
-    from bntool.graphs.islands import module_graph
-    from bntool.structure import record_changes, structure_of
+    from bntool.fold_job import Job
 
     progress("fold", 0, 2)
-    graph = module_graph(model, call_arguments(example_inputs))
-    folded, plan = _carried_out(graph, keep, lambda plan: folded_copy(model, plan))
-    record_changes(structure_of(model), folded)
+    job = Job(model, call_arguments(example_inputs), tuple(keep))
+    folded = job.run()
     progress("fold", 1, 2)
-    verification = checked(model, folded, example_inputs) if verify and example_inputs is not None else None
+    check = verify and example_inputs is not None and bool(job.plan.steps)
+    verification = _checked_module(job, folded, example_inputs) if check else None
     progress("fold", 2, 2)
-    return Result(folded, report_of(plan, notes=graph.notes, verification=verification))
+    return Result(folded, report_of(job.plan, job.graph, verification=verification))
+
+
+def _checked_module(job: Job, folded: nn.Module, example_inputs: Any) -> Any:
+    """Raises: VerificationError that names the norm."""
+    from bntool.fold_job import culprit
+    from bntool.verify import verify
+
+    outcome = verify(job.model, folded, example_inputs)
+    if not outcome.ok:
+        name = culprit(job, example_inputs)
+        outcome.insist(where=name, next=f"Nothing is returned; fold with keep=[{name!r}].")
+    return outcome
 
 
 def fold_(
@@ -121,17 +132,13 @@ def fold_(
 
     Takes little more memory than the largest weights that change.
     """
-    from bntool.fold_module import fold_here
-    from bntool.graphs.islands import module_graph
-    from bntool.structure import record_changes, structure_of
+    from bntool.fold_job import Job
 
     progress("fold", 0, 1)
-    graph = module_graph(model, call_arguments(example_inputs))
-    before = structure_of(model)
-    _, plan = _carried_out(graph, keep, lambda plan: fold_here(model, plan))
-    record_changes(before, model)
+    job = Job(model, call_arguments(example_inputs), tuple(keep), in_place=True)
+    job.run()
     progress("fold", 1, 1)
-    return Result(model, report_of(plan, notes=graph.notes))
+    return Result(model, report_of(job.plan, job.graph))
 
 
 T = TypeVar("T")

@@ -12,13 +12,11 @@ from torch import nn
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.graphs.fx_calls import owner_part
+from bntool.graphs.fx_modules import AFTERWARDS
 from bntool.graphs.fx_sizes import attribute
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
 from bntool.tensors import rewritten
-
-#: attributes in which norm subclasses keep what they do after normalising
-AFTERWARDS = ("drop", "act")
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,16 @@ class Tensors:
 
     changed: list[tuple[torch.Tensor, torch.Tensor]]
     """(old, new), every name of a shared tensor once"""
-    biases: list[tuple[str, torch.Tensor, bool]]
-    """(module path, new bias, whether it needs a gradient)"""
+    biases: list[NewBias]
+
+
+@dataclass(frozen=True)
+class NewBias:
+    """A bias for a layer that had none; it needs a gradient if its weight does."""
+
+    rewrite: Rewrite
+    paths: list[str]
+    parameter: nn.Parameter
 
 
 def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
@@ -37,7 +43,7 @@ def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
     Raises: OutOfRange when a new value does not fit its dtype.
     """
     tensors = new_tensors(model, plan)
-    memo: dict[int, Any] = {id(old): _in_place_of(old, new) for old, new in tensors.changed}
+    memo: dict[int, Any] = {id(old): put(old, new) for old, new in tensors.changed}
     for path in norm_paths(plan):
         module = model.get_submodule(path)
         if not afterwards(module):
@@ -59,8 +65,9 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
 
 
 def _finish(model: nn.Module, plan: Plan, tensors: Tensors) -> None:
-    for path, bias, trains in tensors.biases:
-        model.get_submodule(path).register_parameter("bias", nn.Parameter(bias, requires_grad=trains))
+    for bias in tensors.biases:
+        for path in bias.paths:
+            model.get_submodule(path).register_parameter("bias", bias.parameter)
     for path in norm_paths(plan):
         module = model.get_submodule(path)
         if not isinstance(module, nn.Identity):
@@ -73,7 +80,7 @@ def new_tensors(model: nn.Module, plan: Plan) -> Tensors:
     result = Tensors([], [])
     for rewrite in rewrites(plan.changes.values()):
         if rewrite.param is None:
-            result.biases.extend(_new_biases(model, rewrite))
+            result.biases.append(_new_bias(model, rewrite))
             continue
         old = attribute(model, rewrite.param.name)
         new = _checked(rewrite, old)
@@ -96,15 +103,15 @@ def _checked(rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _new_biases(model: nn.Module, rewrite: Rewrite) -> list[tuple[str, torch.Tensor, bool]]:
+def _new_bias(model: nn.Module, rewrite: Rewrite) -> NewBias:
     weight = attribute(model, rewrite.node.params["weight"].name)
     assert rewrite.value is not None
     new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape))
     shares = [path for path, m in model.named_modules() if m._parameters.get("weight") is weight]
-    return [(path, new, weight.requires_grad) for path in shares]
+    return NewBias(rewrite, shares, nn.Parameter(new, requires_grad=weight.requires_grad))
 
 
-def _in_place_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+def put(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     if not isinstance(old, nn.Parameter):
         return new
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)

@@ -6,7 +6,7 @@ call of every owner it touches takes the same map, and nothing else reads the pa
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -16,6 +16,9 @@ from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.norms import norm_map
 from bntool.graphs.base import Graph, Node, Param
 from bntool.search import Absorb, Cope, Found, Goal, Make, Search, is_norm, place
+
+#: kinds whose value may be their input's memory
+SHARING = ("layout", "identity")
 
 
 @dataclass(eq=False)
@@ -75,17 +78,31 @@ class Plan:
 
 
 def make_plan(
-    graph: Graph, *, keep: Sequence[str] = (), barred: Mapping[Hashable, str] | None = None
+    graph: Graph,
+    *,
+    keep: Sequence[str] = (),
+    barred: Mapping[Hashable, str] | None = None,
+    only: Container[str] | None = None,
 ) -> Plan:
-    """Decide for every norm of the graph, again and again until no further norm can go."""
-    planner = _Planner(graph, tuple(keep), barred or {})
+    """Decide for every norm of the graph, again and again until no further norm can go.
+
+    `keep` are globs over names of norms that stay, `barred` owners that must not change and why; with `only`
+    no other norms go than those it names.
+    """
+    planner = _Planner(graph, tuple(keep), barred or {}, only)
     planner.run()
     return planner.plan
 
 
 class _Planner:
-    def __init__(self, graph: Graph, keep: tuple[str, ...], barred: Mapping[Hashable, str]) -> None:
-        self.graph, self.keep = graph, keep
+    def __init__(
+        self,
+        graph: Graph,
+        keep: tuple[str, ...],
+        barred: Mapping[Hashable, str],
+        only: Container[str] | None,
+    ) -> None:
+        self.graph, self.keep, self.only = graph, keep, only
         self.calls = calls_by_owner(graph.nodes)
         self.plan = Plan(norms=find_norms(self.calls))
         self.barred = dict(barred)
@@ -114,6 +131,8 @@ class _Planner:
     def _may_go(self, norm: Norm) -> Blocked | None:
         if any(fnmatchcase(name, glob) for name in norm.names for glob in self.keep):
             return Blocked("kept as asked")
+        if self.only is not None and not any(name in self.only for name in norm.names):
+            return Blocked("kept as asked")
         pinned = next((c.pinned for c in norm.calls if c.pinned), "")
         if pinned:
             return Blocked(pinned)
@@ -122,9 +141,10 @@ class _Planner:
         return norm.map if isinstance(norm.map, Blocked) else None
 
     def _decide(self, norm: Norm) -> Step | Blocked:
-        refusal = self._may_go(norm)
-        if refusal is not None:
-            return refusal
+        for check in (self._may_go, self._nothing_overwrites):
+            refusal = check(norm)
+            if refusal is not None:
+                return refusal
         maps = [self._current(norm, call) for call in norm.calls]
         blocked = next((m for m in maps if isinstance(m, Blocked)), None)
         if blocked is not None:
@@ -138,6 +158,30 @@ class _Planner:
                 return Step(norm, tuple(found.absorbed))
             refusals.append(found.reason)
         return Blocked(f"not into what feeds it ({refusals[0]}); not into what it feeds ({refusals[1]})")
+
+    def _nothing_overwrites(self, norm: Norm) -> Blocked | None:
+        """Without the norm its output is its input: what changes one in place would change the other."""
+        for call in norm.calls:
+            chain = self._one_storage(call.inputs[0])
+            if any(r.overwrites for v in chain for r, _ in v.users if r is not call):
+                return Blocked(f"its input {place(chain[0])} is changed in place elsewhere")
+            exclusive = all(len(v.users) == 1 for v in chain) and chain[-1].kind not in ("input", "parameter")
+            if not exclusive and self._is_overwritten(call):
+                return Blocked("its output is changed in place, which would now change its input")
+        return None
+
+    def _one_storage(self, value: Node) -> list[Node]:
+        """The value and those upwards whose memory it may share."""
+        chain = [value]
+        while chain[-1].kind in SHARING or chain[-1].owner in self.plan.folded_owners:
+            if not chain[-1].inputs:
+                break
+            chain.append(chain[-1].inputs[0])
+        return chain
+
+    def _is_overwritten(self, value: Node) -> bool:
+        shares = [r for r, _ in value.users if r.kind in SHARING or r.owner in self.plan.folded_owners]
+        return any(r.overwrites for r, _ in value.users) or any(self._is_overwritten(r) for r in shares)
 
     def _current(self, norm: Norm, call: Node) -> ChannelAffine | Blocked:
         """The norm's map with what it has absorbed itself, laid along the value's channel dimension."""
@@ -184,7 +228,7 @@ class _Planner:
                 return Blocked(f"{param.name} is computed from other values or read where nobody can see it")
             others = [r for r in self.graph.readers(param.key) if r not in calls]
             if others:
-                return Blocked(f"{param.name} is also used by {place(others[0])}")
+                return Blocked(f"{param.name} is also used by {place(_in_use(others[0]))}")
         return None
 
     def _accept(self, step: Step) -> None:
@@ -270,6 +314,11 @@ def changed_params(absorbs: list[Absorb]) -> list[Param]:
     if only_bias and absorbs[0].node.kind not in ("embedding",):
         params = {name: p for name, p in params.items() if name == "bias"}
     return list(params.values())
+
+
+def _in_use(reader: Node) -> Node:
+    """A parameter that is an operand is used by what it is an operand of."""
+    return reader.users[0][0] if reader.kind == "parameter" and reader.users else reader
 
 
 def same(a: ChannelAffine | None, b: ChannelAffine | None) -> bool:

@@ -46,6 +46,13 @@ def rewrites(changes: Iterable[Change]) -> list[Rewrite]:
     return [rewrite for change in changes for rewrite in rewrites_of(change)]
 
 
+def adds_bias(change: Change) -> bool:
+    """Whether a layer gets a bias that it did not have."""
+    if change.node.kind not in LINEAR or change.node.kind == "embedding" or "bias" in change.node.params:
+        return False
+    return any(m is not None and m.shifts for m in (change.pre, change.post))
+
+
 def rewrites_of(change: Change) -> list[Rewrite]:
     kind = change.node.kind
     if kind == "embedding" or kind == "parameter":

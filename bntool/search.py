@@ -95,7 +95,10 @@ class NodeSite:
 
 @dataclass
 class Search:
-    """One attempt. `folded`: norms that are gone, `own`: the one to go, `barred`: what must not change."""
+    """One attempt. `folded`: norms that are gone, `own`: the one to go, `barred`: what must not change.
+
+    A key of `barred` is an owner, or the pair of a norm and an owner that must not take this norm's map.
+    """
 
     graph: Graph
     folded: set[Hashable]
@@ -223,8 +226,9 @@ class Search:
     def _taken(self, node: Node, side: str, form: ChannelAffine | Blocked) -> list[list[Goal]] | Blocked:
         if isinstance(form, Blocked):
             return at(node, form)
-        if node.owner in self.barred:
-            return Blocked(self.barred[node.owner])
+        refusal = self.barred.get(node.owner) or self.barred.get((self.own, node.owner))
+        if refusal:
+            return Blocked(refusal)
         return [[Absorb(node, side, form)]]
 
 

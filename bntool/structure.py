@@ -50,6 +50,7 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
             continue
         new = after.get_submodule(path)
         if old.parametrised and not parametrize.is_parametrized(new):
+            gone.append(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}
         elif type(new) is not old.kind:
             gone.append(path)

@@ -16,11 +16,12 @@ FLOORS = (
     ("report",),
     ("norms",),
     ("edits", "structure"),
-    ("tensors", "copying", "fold_module", "program_edit"),
+    ("tensors", "copying", "lazy", "fold_module", "program_edit"),
     (
         *("sources", "pooling", "placing", "onnx_folding"),
         *(
             "fold",
+            "fold_job",
             "fold_onnx",
             "fold_exported",
             "fold_graph",

@@ -89,6 +89,8 @@ class Node:
     """Who reads this value, and as which of its inputs."""
     changed_by: str = ""
     """The in-place operator that changes this value under its later readers, if any."""
+    overwrites: bool = False
+    """Whether this operator changes its first input in place."""
     watched: str = ""
     """Why this value must stay as it is (a hook sees it), if it must."""
     pinned: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from bntool.algebra.affine import Array
 from bntool.graphs.base import Param
+from bntool.graphs.fx_baked import is_computed
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, attribute
 
 
@@ -130,4 +131,6 @@ def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[s
         tensor = getattr(module, attr, None)
         if isinstance(tensor, torch.Tensor):
             result[neutral] = param_of(tensor, f"{path}.{attr}" if path else attr)
+            if is_computed(module, attr):
+                result[neutral] = replace(result[neutral], key=("computed", id(module), attr))
     return result

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from bntool.graphs.base import Param
+from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_calls import Call, Spec, module_params, names
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.windows import window
@@ -132,7 +133,7 @@ ARGUMENTS = {"mean": 1, "var": 2, "weight": 3, "bias": 4}
 
 def _norm_module(call: Call) -> Spec | None:
     module, x = call.module(), call.get(0, "input")
-    rank = RANKS[type(module)]
+    rank = RANKS[own_type(module)]
     instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
     if instance and call.rank(x) not in (None, rank):
         return None  # without a batch dimension
@@ -440,7 +441,7 @@ IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 def is_leaf(module: nn.Module, path: str) -> bool:
     """Modules whose call is one node: those of the table by exact type, and what cannot be looked into."""
-    if type(module) in MODULES:
+    if own_type(module) in MODULES:
         return True
     torch_own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
     return torch_own and (isinstance(module, TORCH_LEAVES) or not _simple(module))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
+from bntool.algebra.absorbing import NORMS
 from bntool.algebra.affine import Blocked
 from bntool.algebra.passing import NEED_SIZES
 from bntool.graphs.base import Index, Node, Param, Shape, connect
+from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_calls import (
     SIZE_ATTRIBUTES,
     SIZE_METHODS,
@@ -40,6 +42,8 @@ class FxGraph:
     """The union of all ways through a module and through its islands."""
 
     root: nn.Module
+    dark: set[str] = field(default_factory=set)
+    """Modules whose own code cannot be traced."""
     nodes: list[Node] = field(default_factory=list)
     sizes_of: dict[int, Sizes] = field(default_factory=dict)
     reading: dict[Hashable, list[Node]] = field(default_factory=dict)
@@ -87,6 +91,24 @@ class FxGraph:
 
     def finish(self) -> None:
         connect(self.nodes)
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Norms of the model that are no node of the graph, each with the reason."""
+        seen = {node.where for node in self.nodes if node.kind in NORMS}
+        hidden = [n.where for n in self.nodes if n.kind == "opaque" and not n.inputs]
+        return [(name, _why_left_out(name, hidden)) for name in norm_modules(self.root) if name not in seen]
+
+
+def norm_modules(root: nn.Module) -> list[str]:
+    """Paths of the modules that normalise with running statistics."""
+    bases = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    modules = [(n, m) for n, m in root.named_modules() if isinstance(m, bases)]
+    return [n for n, m in modules if m.track_running_stats or not isinstance(m, bases[1])]
+
+
+def _why_left_out(name: str, hidden: list[str]) -> str:
+    inside = any((name + ".").startswith(path + ".") for path in hidden)
+    return "code that cannot be traced calls it" if inside else "the model never calls it"
 
 
 def moved_index(node: fx.Node, sizes: Sizes, root: nn.Module, shape: tuple[int, ...]) -> Index:
@@ -173,6 +195,7 @@ class Translator:
     plain: set[fx.Node] = field(default_factory=set)
     family: dict[int, list[Node]] = field(default_factory=dict)
     overwritten: list[tuple[list[Node], int, str]] = field(default_factory=list)
+    _tensors_read: set[str] | None = None
 
     def run(self) -> None:
         self.graph.sizes_of[id(self.way.graph)] = self.way.sizes
@@ -211,12 +234,13 @@ class Translator:
         spec = self._spec(node)
         new = self._add(node, spec if spec is not None else self._opaque(node))
         if changes_in_place(node):
+            new.overwrites = True
             self._overwrite(node, new)
 
     def _spec(self, node: fx.Node) -> Spec | None:
         call = Call(node, self.part, self.way.sizes, self.plain)
         if node.op == "call_module":
-            build = MODULES.get(type(call.module()))
+            build = MODULES.get(own_type(call.module()))
         elif is_piece(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
@@ -247,7 +271,8 @@ class Translator:
         if node.op == "call_module":
             module = self.part.get_submodule(str(node.target))
             what = type(module).__name__
-            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            deep = self._full(str(node.target)) not in self.graph.dark  # children of those are islands
+            for name, tensor in (*module.named_parameters(recurse=deep), *module.named_buffers(recurse=deep)):
                 params[name] = param_of(tensor, f"{node.target}.{name}")
         return Spec("opaque", tuple(self._tensors((node.args, node.kwargs))), {"what": what}, params)
 
@@ -280,7 +305,7 @@ class Translator:
         if spec.kind in OWNING:
             new.owner = (spec.kind, *(self._owner_part(p) for p in params.values()), spec.attrs.get("eps"))
         new.watched = self.way.watched.get(node, "")
-        new.pinned = self._pinned(node)
+        new.pinned = self._pinned(node) if spec.kind in NORMS else ""
         self.now[node] = self.graph.add(new)
         if spec.kind in ("layout", "identity"):
             self.family[id(new)] = self.family.setdefault(id(inputs[0]), [inputs[0]])
@@ -292,14 +317,13 @@ class Translator:
         return bool(path) and would_use_a_bias(self.part.get_submodule(path), node)
 
     def _renamed(self, param: Param) -> Param:
-        if not self.prefix:
-            return param
-        return Param(
-            f"{self.prefix}.{param.name}", param.key, param.shape, param.dtype, param.fetch, param.writable
-        )
+        return replace(param, name=self._full(param.name)) if self.prefix else param
+
+    def _full(self, path: str) -> str:
+        return ".".join(part for part in (self.prefix, path) if part)
 
     def _owner_part(self, param: Param) -> Hashable:
-        if not param.writable:
+        if isinstance(param.key, tuple) and param.key[0] == "computed":
             return param.key
         return owner_part(attribute(self.graph.root, param.name))
 
@@ -327,10 +351,34 @@ class Translator:
 
     def _pinned(self, node: fx.Node) -> str:
         path = str(node.meta.get("at", ""))
-        if not path:
-            return ""
         module = self.part.get_submodule(path)
-        return f"it has hooks, which would vanish with {path}" if has_hooks(module) else ""
+        if path and has_hooks(module):
+            return f"it has hooks, which would vanish with {path}"
+        if path and self._read_by_others(path):
+            return f"the code around it reads {path}'s tensors"
+        if node.op == "call_module":
+            return ""
+        if not (path and isinstance(module, nn.modules.batchnorm._NormBase)):
+            return "it is a function call, which modules alone cannot take out: use form='graph'"
+        if self._does_more(node, path, module):
+            return "what else its forward does would be lost: use form='graph'"
+        return ""
+
+    def _read_by_others(self, path: str) -> bool:
+        """Whether traced code outside a norm reads its parameters: they would be gone with it."""
+        if self._tensors_read is None:
+            reads = [n for n in self.way.graph.nodes if n.op == "get_attr"]
+            owners = [str(n.target).rpartition(".")[0] for n in reads]
+            self._tensors_read = {p for p, n in zip(owners, reads, strict=True) if n.meta.get("at") != p}
+        return path in self._tensors_read
+
+    def _does_more(self, node: fx.Node, path: str, module: nn.Module) -> bool:
+        """Whether a norm subclass does more than normalise, then drop, then activate."""
+        others = [n for n in self.way.graph.nodes if n is not node and n.op != "get_attr"]
+        places = [n.meta.get("at", "") for n in others if n not in self.plain]
+        inside = [at for at in places if (at + ".").startswith(path + ".")]
+        known = tuple(f"{path}.{name}" for name in AFTERWARDS if hasattr(module, name))
+        return any(not (at in known or at.startswith(tuple(k + "." for k in known))) for at in inside)
 
     def _overwrite(self, node: fx.Node, new: Node) -> None:
         """An in-place op: from here on its first argument is its result; views of it have changed too."""
@@ -359,6 +407,8 @@ class Translator:
                     value.changed_by = by
 
 
+#: attributes in which norm subclasses keep what they do after normalising
+AFTERWARDS = ("drop", "act")
 #: kinds whose parameters a plan may change
 OWNING = names(
     "conv conv_transpose linear matmul_const embedding parameter "

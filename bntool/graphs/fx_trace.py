@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 
 #: control flow is followed through at most so many ways
@@ -179,6 +180,7 @@ class Tracer(fx.Tracer):
         if self.taken == len(self.decisions):
             self.decisions.append(True)
         self.taken += 1
+        self.watch.mark(obj, "which way the forward goes depends on this value")
         return self.decisions[self.taken - 1]
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -220,7 +222,9 @@ def _restore(now: dict[str, Any], held: dict[str, tuple[Any, Any]]) -> None:
 
 
 def has_hooks(m: nn.Module) -> bool:
-    return any((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
+    """Whether somebody else's code runs when the module is called; a norm of its weight is not that."""
+    before = len(m._forward_pre_hooks) - len(computed_by_hook(m))
+    return bool(before or m._forward_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 @dataclass

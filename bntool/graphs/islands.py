@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from bntool.graphs.base import Node
+from bntool.graphs.fx_calls import param_of
 from bntool.graphs.fx_kinds import is_leaf
 from bntool.graphs.fx_modules import FxGraph, Translator
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_trace import ways_through
+from bntool.graphs.reach import islands_of
 
 
 def module_graph(
@@ -18,15 +21,17 @@ def module_graph(
     Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
     """
     graph = FxGraph(root)
-    dark: set[str] = set()
-    trace_part(graph, root, "", inputs, dark, leaves)
+    trace_part(graph, root, "", inputs, leaves)
     done: set[str] = set()
-    while dark - done:
-        name = min(dark - done)
+    while graph.dark - done:
+        name = min(graph.dark - done)
         done.add(name)
-        for child, module in root.get_submodule(name).named_children():
-            path = f"{name}.{child}" if name else child
-            trace_part(graph, module, path, None, dark, leaves)
+        own, alone = islands_of(root.get_submodule(name))
+        for path in own:
+            part = joined(name, path)
+            trace_part(graph, root.get_submodule(part), part, None, leaves)
+        for path in alone:
+            leave_alone(graph, joined(name, path))
     graph.finish()
     return graph
 
@@ -36,25 +41,42 @@ def trace_part(
     part: nn.Module,
     prefix: str,
     inputs: Inputs | None,
-    dark: set[str],
     leaves: tuple[type[nn.Module], ...] = (),
 ) -> None:
     """Add every way through `part`; modules that cannot be traced become one opaque node each."""
 
     def leaf(module: nn.Module, path: str) -> bool:
-        full = ".".join(p for p in (prefix, path) if p)
-        return full in dark or isinstance(module, leaves) or is_leaf(module, path)
+        return joined(prefix, path) in graph.dark or isinstance(module, leaves) or is_leaf(module, path)
 
+    if is_leaf(part, prefix):
+        call_alone(graph, part, prefix)
+        return
     while True:
         ways = ways_through(part, leaf, inputs)
         if not isinstance(ways, str):
             break
-        failed = ".".join(p for p in (prefix, ways) if p)
+        failed = joined(prefix, ways)
         graph.notes.append(f"{failed or 'the model'} cannot be traced: its inside is analysed in parts")
-        dark.add(failed)
+        graph.dark.add(failed)
         if failed == prefix:
             return
     for way in ways:
         way.prefix = prefix
         graph.ways.append(way)
         Translator(graph, way, part, prefix).run()
+
+
+def call_alone(graph: FxGraph, module: nn.Module, path: str) -> None:
+    """A single layer that untraceable code calls: nobody knows what feeds it or what it feeds."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    params = {name: param_of(tensor, joined(path, name)) for name, tensor in tensors}
+    graph.add(Node(path, "opaque", params=params, where=path, attrs={"what": type(module).__name__}))
+
+
+def leave_alone(graph: FxGraph, path: str) -> None:
+    """Everything inside may be read by code that nobody can see."""
+    call_alone(graph, graph.root.get_submodule(path), path)
+
+
+def joined(prefix: str, path: str) -> str:
+    return ".".join(part for part in (prefix, path) if part)

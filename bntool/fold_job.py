@@ -1,0 +1,115 @@
+"""Folding one module: planned, carried out, planned again where a value does not fit; the culprit found."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bntool.copying import copied
+from bntool.fold_module import fold_here, folded_copy
+from bntool.graphs.fx_baked import bake
+from bntool.graphs.fx_modules import FxGraph
+from bntool.graphs.islands import module_graph
+from bntool.lazy import has_lazy_parts, run_once, stand_ins
+from bntool.plan import Plan, make_plan
+from bntool.rewriting import OutOfRange
+from bntool.structure import record_changes, structure_of
+
+
+@dataclass
+class Job:
+    """One fold: what is planned and on which model it is carried out.
+
+    `base` is the model itself until a copy has to be changed before it can be folded. `only` are the names of
+    the norms that may go, where not all may.
+    """
+
+    model: nn.Module
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
+    keep: tuple[str, ...] = ()
+    in_place: bool = False
+    only: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.base = self.model
+        self.graph: FxGraph
+        self.plan: Plan
+
+    def run(self) -> nn.Module:
+        """Raises: UsageError for lazy modules without inputs."""
+        if has_lazy_parts(self.model):
+            self._give_sizes()
+        before = structure_of(self.model)
+        self._plan({})
+        if computed_modules(self.plan):
+            self._bake()
+        folded = self._carry_out()
+        record_changes(before, folded)
+        return folded
+
+    def _give_sizes(self) -> None:
+        if not self.in_place:
+            self.base = self.model = copied(self.model, stand_ins(self.model))
+        run_once(self.model, self.inputs)
+
+    def _plan(self, barred: dict[Hashable, str]) -> None:
+        if not barred:
+            self.graph = module_graph(self.base, self.inputs)
+        self.plan = make_plan(self.graph, keep=self.keep, barred=barred, only=self.only)
+
+    def _bake(self) -> None:
+        paths = computed_modules(self.plan)
+        if not self.in_place:
+            self.base = copied(self.model, {})
+        for path in paths:
+            bake(self.base.get_submodule(path))
+        self._plan({})
+
+    def _carry_out(self) -> nn.Module:
+        """Where a new value would leave its dtype's range, plan again without what scales it most."""
+        barred: dict[Hashable, str] = {}
+        while True:
+            try:
+                return self._write()
+            except OutOfRange as problem:
+                barred[heaviest(self.plan, problem.owner), problem.owner] = problem.reason
+                self._plan(barred)
+
+    def _write(self) -> nn.Module:
+        if self.base is self.model and not self.in_place:
+            return folded_copy(self.base, self.plan)
+        fold_here(self.base, self.plan)
+        return self.base
+
+
+def heaviest(plan: Plan, owner: Hashable) -> Hashable:
+    """The norm that scales an owner's parameters most."""
+    taken = [(s.norm, a.form.scale) for s in plan.steps for a in s.absorbed if a.node.owner == owner]
+    return max(taken, key=lambda pair: np.abs(pair[1]).max())[0].owner
+
+
+def computed_modules(plan: Plan) -> list[str]:
+    """Modules that a plan changes and whose weight is computed anew for every call."""
+    params = [p for change in plan.changes.values() for p in change.node.params.values()]
+    computed = [p for p in params if isinstance(p.key, tuple) and p.key[0] == "computed"]
+    return list(dict.fromkeys(p.name.rpartition(".")[0] for p in computed))
+
+
+def culprit(job: Job, example_inputs: Any) -> str:
+    """The first norm, in the order of the plan, with which the fold stops being right: by bisection."""
+    from bntool.verify import verify
+
+    names = [step.norm.names[0] for step in job.plan.steps]
+    right, wrong = 0, len(names)
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        part = Job(job.model, job.inputs, job.keep, only=frozenset(names[:middle])).run()
+        if verify(job.model, part, example_inputs, second_batch=False).ok:
+            right = middle
+        else:
+            wrong = middle
+    return names[wrong - 1] if names else ""

@@ -1,0 +1,50 @@
+"""Weights that are computed before every call: by a parametrization, or by a weight or spectral norm's hook.
+
+Such a layer is analysed as what it is without that. Where a fold touches it the computed weight becomes a
+plain parameter ("baked") first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+HOOKS = (WeightNorm, SpectralNorm)
+
+
+def own_type(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without the one a parametrization has put in its place."""
+    return parametrize.type_before_parametrizations(module)
+
+
+def computed_by_hook(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, HOOKS)]
+
+
+def is_computed(module: nn.Module, name: str) -> bool:
+    """Whether the tensor `name` of a module is computed anew for every call."""
+    return parametrize.is_parametrized(module, name) or any(
+        hook.name == name for hook in computed_by_hook(module)
+    )
+
+
+def _give_own_class(module: nn.Module) -> None:
+    """Copies of a parametrized module share the class made for it, which taking it off would change."""
+    shared = type(module)
+    inside = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, inside)
+
+
+def bake(module: nn.Module) -> None:
+    """Make every computed tensor of the module a plain parameter of the same value, in place."""
+    if parametrize.is_parametrized(module):
+        _give_own_class(module)
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, str(name), leave_parametrized=True)
+    for hook in computed_by_hook(module):
+        with torch.no_grad():
+            remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+            remove(module, hook.name)

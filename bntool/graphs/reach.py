@@ -1,0 +1,80 @@
+"""What can code that nobody can trace do to a module's children? Read from its source, on the safe side.
+
+A child that is only ever called (`self.block(x)`) can be analysed as an island: its inside is its own. One
+whose items are taken (`for block in self.blocks`) is as many islands as it has items, unless the code names
+something inside them. Anything else may read or change what is inside, so it is left alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import TypeGuard
+
+from torch import nn
+
+from bntool.graphs.fx_calls import names
+
+#: names that give access to everything
+EVERYTHING = names(
+    "modules named_modules children named_children parameters named_parameters buffers named_buffers "
+    "state_dict load_state_dict get_submodule get_parameter apply _modules _parameters _buffers __dict__ "
+    "getattr setattr vars"
+)
+ITEMS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+
+
+def islands_of(module: nn.Module) -> tuple[list[str], list[str]]:
+    """(paths of children to analyse on their own, paths of children to leave alone), relative to `module`."""
+    trees = list(_sources(type(module)))
+    named = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    named |= {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    if not trees or named & EVERYTHING:
+        return [], [name for name, _ in module.named_children()]
+    other = _not_only_called(trees)
+    own: list[str] = []
+    alone: list[str] = []
+    for name, child in module.named_children():
+        if name in other and isinstance(child, ITEMS) and not _names_inside(child, named):
+            own += [f"{name}.{item}" for item, _ in child.named_children()]
+        elif name in other:
+            alone.append(name)
+        else:
+            own.append(name)
+    return own, alone
+
+
+def _sources(cls: type[nn.Module]) -> Iterator[ast.AST]:
+    """The source of the class and of its bases up to torch's own; nothing when one cannot be had."""
+    trees = []
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.nn") or base is object:
+            continue
+        try:
+            trees.append(ast.parse(textwrap.dedent(inspect.getsource(base))))
+        except (OSError, TypeError, SyntaxError):
+            return
+    yield from trees
+
+
+def _not_only_called(trees: list[ast.AST]) -> set[str]:
+    """Attributes of self that are used in any other way than being called, outside `__init__`."""
+    found: set[str] = set()
+    methods = [m for tree in trees for m in ast.walk(tree) if isinstance(m, ast.FunctionDef)]
+    for method in [m for m in methods if m.name != "__init__"]:
+        called = {id(n.func) for n in ast.walk(method) if isinstance(n, ast.Call)}
+        found |= {n.attr for n in ast.walk(method) if _of_self(n) and id(n) not in called}
+    return found
+
+
+def _of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+def _names_inside(child: nn.Module, named: set[str]) -> bool:
+    """Whether the code names anything that the child's items have."""
+    modules = [name for item in child.children() for name, _ in item.named_modules()]
+    tensors = [name for item in child.children() for name, _ in item.named_parameters()]
+    return bool({part for name in modules + tensors for part in name.split(".")} & named)

@@ -1,0 +1,250 @@
+"""Ways a norm or a layer can be called: functions, keywords, subclasses, parametrizations, control flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bntool.fold import fold
+from tests.folding import error, folded, names, prepared, reason
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(input=self.conv(input=x))
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(4, 4, 3, 3)), nn.BatchNorm2d(4)
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, weight=self.weight, bias=self.bias, stride=2, padding=1))
+
+
+class SameConv(nn.Conv2d):
+    """A subclass whose own forward is seen to compute with its weight and bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
+
+
+class Standardised(nn.Conv2d):
+    """A subclass whose own forward computes the weight: a new weight would not be used as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w, self.bias)
+
+
+class Deaf(nn.Conv2d):
+    """A subclass that never uses a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that also drops and activates, the way timm's does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+        return self.act(self.drop(x))
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Named(nn.BatchNorm2d):
+    """A subclass that adds nothing."""
+
+
+def chain(*parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*parts)
+
+
+GO: dict[str, nn.Module] = {
+    "keywords": Keywords(),
+    "functional conv": Functional(),
+    "same conv": chain(SameConv(4, 4, 3), nn.BatchNorm2d(4)),
+    "same conv without bias": chain(SameConv(4, 4, 3, bias=False), nn.BatchNorm2d(4)),
+    "plain subclass": chain(nn.Conv2d(4, 4, 3), Named(4)),
+    "norm with activation": chain(nn.Conv2d(4, 4, 3), NormAct(4)),
+}
+
+
+@pytest.mark.parametrize("name", GO)
+def test_goes(name: str) -> None:
+    _, report = folded(GO[name], X)
+    assert (report.found, len(report.folded)) == (1, 1), report
+
+
+STAY: dict[str, tuple[nn.Module, str]] = {
+    "standardised weight": (chain(Standardised(4, 4, 3), nn.BatchNorm2d(4)), "computed from other values"),
+    "deaf to bias": (chain(Deaf(4, 4, 3, bias=False), nn.BatchNorm2d(4)), "no bias to take the shift"),
+    "more than a norm": (chain(nn.Conv2d(4, 4, 3), Doubled(4)), "what else its forward does"),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_stays(name: str) -> None:
+    model, why = STAY[name]
+    _, report = folded(model, X)
+    assert why in reason(report)
+
+
+def test_the_activation_of_a_norm_survives() -> None:
+    result, _ = folded(chain(nn.Conv2d(4, 4, 3), NormAct(4)), X)
+    assert isinstance(result[1], nn.SiLU)
+
+
+NORMED = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "parametrized weight_norm": nn.utils.parametrizations.weight_norm,
+    "parametrized spectral_norm": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("how", NORMED)
+def test_parametrized_layers_are_baked_on_the_copy(how: str) -> None:
+    wrap: Any = NORMED[how]
+    model = chain(wrap(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), wrap(nn.Conv2d(4, 4, 1)))
+    result, report = folded(model, X)
+    assert names(report.folded) == ["1"]
+    assert "weight" in dict(result[0].named_parameters())
+    assert "weight" not in dict(result[3].named_parameters())
+
+
+class Branchy(nn.Module):
+    """Which way it goes depends on the data."""
+
+    def __init__(self, *, same: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.same = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), same
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.mean() > 0:
+            return self.norm(y) * 2
+        return self.norm(y) if self.same else y
+
+
+def test_a_norm_on_every_way_goes_and_on_one_way_stays() -> None:
+    _, report = folded(Branchy(same=True), X)
+    assert len(report.folded) == 1
+    assert len(folded(Branchy(same=True), -X)[1].folded) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_way_without_the_norm_keeps_it(sign: int) -> None:
+    model = prepared(Branchy(same=True), X)
+    model.same = False
+    _, report = folded(model, X * sign, prepare=False)
+    assert len(report.kept) == 1
+
+
+class Loops(nn.Module):
+    """Runs a block as often as the data say: nobody can trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = chain(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Tanh())
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x.abs().max()) + 1):
+            x = self.block(x)
+        return self.norm(x)
+
+
+class ReachesIn(Loops):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.block[0](x)
+
+
+def test_a_decision_that_reads_the_value_keeps_it() -> None:
+    class Reads(Branchy):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.norm(y) * (2 if y.mean() > 0 else 3)
+
+    _, report = folded(Reads(same=True), X)
+    assert "conv feeds 2 places" in reason(report)
+
+
+def test_what_surrounds_a_loop_is_an_island() -> None:
+    _, report = folded(Loops(), X)
+    assert names(report.folded) == ["block.1"]
+    assert report.notes
+
+
+def test_an_island_that_opaque_code_reaches_into_is_left_alone() -> None:
+    _, report = folded(ReachesIn(), X)
+    assert report.folded == []
+
+
+class Outputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = chain(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, *xs: Tensor, scale: float | None = None) -> dict[str, Any]:
+        y = self.block(xs[0])
+        return {"a": y if scale is None else y * scale, "b": (y, [y + 1])}
+
+
+def test_star_arguments_none_defaults_and_nested_outputs() -> None:
+    _, report = folded(Outputs(), X)
+    assert len(report.folded) == 1
+
+
+def test_side_effects_of_a_forward_are_taken_back() -> None:
+    class Caches(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.cache = x.mean()
+            self.seen = getattr(self, "seen", 0) + 1
+            return super().forward(x)
+
+    model = Caches(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double().eval()
+    fold(model, X, verify=False)
+    assert not hasattr(model, "cache")
+    assert not hasattr(model, "seen")
+
+
+def test_a_functional_norm_stays_in_module_form() -> None:
+    class Function(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.register_buffer("m", torch.randn(4))
+            self.register_buffer("v", torch.rand(4) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(self.conv(x), self.m, self.v)
+
+    model = Function().double().eval()
+    _, report = folded(model, X, prepare=False)
+    assert "use form='graph'" in reason(report)
+    result, report = folded(model, X, prepare=False, form="graph")
+    assert len(report.folded) == 1
+    assert error(model, result, X) < 1e-11

@@ -1,0 +1,213 @@
+"""Shared layers, tied weights, second readers, hooks, in-place ops: where other tools are silently wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bntool.fold import fold, fold_
+from tests.folding import error, folded, names, prepared, reason
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Twice(nn.Module):
+    """One conv, called twice; `first` and `second` follow the calls."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), first, second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(self.conv(x)), self.second(self.conv(x * 2))
+
+
+def test_one_conv_twice_and_a_norm_on_one_call_stays() -> None:
+    _, report = folded(Twice(nn.BatchNorm2d(4), nn.ReLU()), X)
+    assert "conv is called 2 times, not every time with the same map" in reason(report)
+
+
+def test_siamese_folds_once_and_again_changes_nothing() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = prepared(Twice(norm, norm), X)
+    result, report = folded(model, X, prepare=False)
+    assert names(report.folded) == ["first"]
+    assert isinstance(result.first, nn.Identity)
+    again = fold(result, X, verify=False)
+    assert again.report.found == 0
+    assert error(result, again.model, X) == 0
+
+
+def test_one_conv_and_a_norm_per_call_stays() -> None:
+    _, report = folded(Twice(nn.BatchNorm2d(4), nn.BatchNorm2d(4)), X)
+    assert names(report.kept) == ["first", "second"]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.b.weight = self.a.weight
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+
+def test_tied_weights_are_never_written() -> None:
+    result, report = folded(Tied(), X)
+    assert "a.weight is also used by b" in reason(report)
+    assert result.a.weight is result.b.weight
+
+
+class ReadsItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.conv.weight.sum()
+
+
+def test_a_weight_read_elsewhere_stays() -> None:
+    _, report = folded(ReadsItsWeight(), X)
+    assert "conv.weight is also used by sum" in reason(report)
+
+
+class TiedDecoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.norm(self.encoder(x))), self.encoder.weight.t())
+
+
+def test_a_tied_decoder_keeps_the_norm() -> None:
+    _, report = folded(TiedDecoder(), X[:, :, 0, 0].contiguous())
+    assert "encoder.weight is also used by" in reason(report)
+
+
+class InPlace(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.how = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), how
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        if self.how == "own":
+            y += 1
+            return self.norm(y)
+        view = y.flatten(2)
+        if self.how == "view":
+            view.relu_()
+            return self.norm(y)
+        if self.how == "assignment":
+            y[:, 0] = 0
+            return self.norm(y)
+        z = self.norm(y)
+        z.mul_(2)
+        return z, y.relu_()
+
+
+@pytest.mark.parametrize(("how", "left"), [("own", 0), ("view", 1), ("assignment", 1), ("output", 1)])
+def test_in_place_ops_between(how: str, left: int) -> None:
+    _, report = folded(InPlace(how), X)
+    assert len(report.kept) == left
+
+
+class Hooked(nn.Sequential):
+    pass
+
+
+@pytest.mark.parametrize(("where", "left"), [("0", 1), ("1", 1), ("2", 0), ("", 0)])
+def test_a_hook_sees_what_it_saw(where: str, left: int) -> None:
+    model = prepared(Hooked(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), X)
+    seen: list[Tensor] = []
+    model.get_submodule(where).register_forward_hook(lambda m, args, out: seen.append(out))
+    result, report = folded(model, X, prepare=False)
+    assert len(report.kept) == left
+    if left:
+        assert "hook" in reason(report)
+    seen.clear()
+    with torch.no_grad():
+        model(X)
+        result(X)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_a_hook_is_not_called_by_the_analysis() -> None:
+    model = prepared(Hooked(nn.Sequential(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4)), X)
+    seen: list[Tensor] = []
+    model[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    fold(model, X, verify=False)
+    assert seen == []
+
+
+def test_the_model_passed_in_is_left_alone() -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), X)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fold(model, X)
+    assert isinstance(model[1], nn.BatchNorm2d)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_need_not_change_survives() -> None:
+    model = prepared(Twice(nn.BatchNorm2d(4), nn.ReLU()), X).to(memory_format=torch.channels_last)
+    plain = prepared(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), X)
+    plain.to(memory_format=torch.channels_last).note = "mine"
+    plain[0].weight.requires_grad_(False)
+    result = fold(plain, X).model
+    assert type(result) is type(plain)
+    assert result.note == "mine"
+    assert not result[0].weight.requires_grad
+    assert result[2].weight.requires_grad
+    assert result[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert result[0].weight.dtype == torch.float64
+    assert not result.training
+    assert type(fold(model, X).model) is Twice
+
+
+def test_in_place_keeps_the_module_and_its_parameters() -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), X)
+    want, weight = model(X), model[0].weight
+    result = fold_(model, X)
+    assert result.model is model
+    assert model[0].weight is weight
+    assert isinstance(model[1], nn.Identity)
+    torch.testing.assert_close(model(X), want)
+
+
+def test_keep_leaves_norms_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    _, report = folded(model, X, keep=["3"])
+    assert names(report.folded) == ["1"]
+    assert reason(report, "3") == "kept as asked"
+
+
+def test_a_norm_that_is_kept_takes_no_other_norms_map() -> None:
+    model = prepared(nn.Sequential(nn.Tanh(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)), X)
+    result, _ = folded(model, X, prepare=False, keep=["2"])
+    assert torch.equal(result[2].weight, model[2].weight)
+
+
+class OtherOrder(nn.Module):
+    """Declared in another order than called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm2(self.conv1(torch.relu(self.norm1(self.conv2(x))))))
+
+
+def test_data_flow_decides_not_the_order_of_declaration() -> None:
+    _, report = folded(OtherOrder(), X)
+    assert {(e.name, e.into) for e in report.folded} == {("norm1", "conv2"), ("norm2", "conv1")}
