@@ -46,7 +46,7 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
     """The edits, in the order in which they have to be applied."""
     gone: list[str] = []
     for path, old in before.items():
-        if any(path.startswith(f"{other}.") for other in gone):
+        if any(f"{path}.".startswith(f"{other}.") for other in gone):
             continue
         new = after.get_submodule(path)
         if old.parametrised and not parametrize.is_parametrized(new):

@@ -90,13 +90,28 @@ class FxGraph:
         return node
 
     def finish(self) -> None:
-        connect(self.nodes)
+        """Connect the nodes; what a value that nobody ever sees is computed from is not read by it."""
+        seen: set[int] = set()
+        todo = [n for n in self.nodes if n.kind == "output" or n.overwrites or n.watched or _has_effects(n)]
+        while todo:
+            node = todo.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                todo.extend(node.inputs)
+        connect([n for n in self.nodes if id(n) in seen])
 
     def left_out(self) -> list[tuple[str, str]]:
         """Norms of the model that are no node of the graph, each with the reason."""
         seen = {node.where for node in self.nodes if node.kind in NORMS}
         hidden = [n.where for n in self.nodes if n.kind == "opaque" and not n.inputs]
         return [(name, _why_left_out(name, hidden)) for name in norm_modules(self.root) if name not in seen]
+
+
+def _has_effects(node: Node) -> bool:
+    """Whether a call may do more than give a value: code that is not torch's, assertions."""
+    if node.kind != "opaque" or not isinstance(node.origin, fx.Node):
+        return node.kind == "opaque"
+    return node.origin.op == "call_module" or function_name(node.origin) in ("", "assert")
 
 
 def norm_modules(root: nn.Module) -> list[str]:
