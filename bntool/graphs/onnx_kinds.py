@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 from bntool.algebra.affine import Array
 from bntool.graphs.base import Node
 from bntool.graphs.onnx_numpy import LAYOUT, Args
-from bntool.graphs.onnx_op import Move, Op, Slot, module_name
+from bntool.graphs.onnx_op import Move, Op, Slot
 
 Rule = Callable[[Op], Node | str]
 COMPUTED = "its weight is computed"
 NO_RANK = "the rank of its input is not known"
 
 
-def _place(op: Op, node: Node, port: int) -> Node:
-    """Name a layer after its parameters' module where their names tell it."""
-    found = module_name(op.name(port))
-    node.where = op.prefix + found if found else node.where
+def _place(op: Op, node: Node, *ports: int) -> Node:
+    """Name a layer after its module, where that is known."""
+    node.where = op.module(*ports)
     return node
 
 
@@ -103,9 +102,7 @@ def _batch_norm(op: Op) -> Node | str:
         node.watched = "it has one statistic per element (spatial = 0), not per channel"
     elif any(op.used(port) for port in range(1, len(op.proto.output))):
         node.watched = "the graph reads the statistics it computes"
-    names = [module_name(op.name(port)) for port in (3, 4, 1, 2)]
-    node.where = op.prefix + (next(filter(None, names), "") or op.where.removeprefix(op.prefix))
-    return node
+    return _place(op, node, 3, 4, 1, 2)
 
 
 def _trains(op: Op) -> bool:

@@ -17,6 +17,9 @@ from bntool.graphs.onnx_constants import Const, as_float64, attributes, is_float
 from bntool.graphs.onnx_constants import values as list_of
 from bntool.graphs.onnx_shapes import Types
 
+#: the metadata in which torch's exporter notes which modules a node is in
+TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
+
 Move = Callable[[NDArray[Any]], NDArray[Any]]
 
 
@@ -71,7 +74,22 @@ class Op:
 
     @property
     def where(self) -> str:
-        return self.prefix + (self.proto.name or f"{self.proto.op_type}:{self.proto.output[0]}")
+        """The place a person knows: where torch's exporter says the node is from, or the node's name."""
+        own = self.proto.name or f"{self.proto.op_type}:{self.proto.output[0]}"
+        return self.prefix + (".".join(part for part in self.scopes if part) or own)
+
+    @cached_property
+    def scopes(self) -> tuple[str, str]:
+        """(path of the module, name of the call) as torch's exporter notes them; empty without a note."""
+        note = next((p.value for p in self.proto.metadata_props if p.key == TORCH_SCOPES), "")
+        names = note.strip("[]").replace("'", "").split(", ")
+        return (names[-2], names[-1]) if len(names) > 1 else ("", "")
+
+    def module(self, *ports: int) -> str:
+        """The path of the layer that the node is, by the exporter's note or its parameters' names."""
+        named = (module_name(self.name(port)) for port in ports)
+        found = self.scopes[0] or next(filter(None, named), "")
+        return self.prefix + found if found else self.where
 
     def name(self, port: int) -> str:
         return self.proto.input[port] if port < len(self.proto.input) else ""
