@@ -125,6 +125,10 @@ def remarks(document: Document) -> list[str]:
             )
         if p["waived"]:
             found.append(f"{name}: waived, {p['waived']}")
+    hidden = [
+        label(document, f) for f in document["candidates"] if "before" in f["facts"].get("counted_on", "")
+    ]
+    found += [f"{name}: norms and ops are counted on the module before it was compiled" for name in hidden]
     for case in document["cases"]:
         if case["contention_summary"]:
             found.append(f"{case['name']}: {case['contention_summary']}")

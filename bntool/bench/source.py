@@ -83,9 +83,10 @@ class Source:
 
         if self.conditions.inputs:
             return torch.load(self.conditions.inputs, weights_only=True)
+        loaded = self.loaded  # before the seed: making the model draws numbers too
         torch.manual_seed(self.conditions.seed)
         with inside(self.root):
-            return _map(self.loaded.example_inputs(), torch.as_tensor)
+            return _map(loaded.example_inputs(), torch.as_tensor)
 
     def _place(self, tensor: Tensor) -> Tensor:
         import torch

@@ -34,5 +34,4 @@ class AotInductor:
         from bntool.bench.runtimes.torch_session import TorchSession
 
         package = torch._inductor.aoti_load_package(str(source.artefact()))
-        # the package hides its kernels: what it was made from is counted instead
-        return TorchSession(source, package, source.module())
+        return TorchSession(source, package, source.module)

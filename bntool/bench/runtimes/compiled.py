@@ -33,4 +33,4 @@ class Compiled:
         compiled = torch.compile(
             module, mode=options.get("mode"), fullgraph=bool(options.get("fullgraph", False)), dynamic=False
         )
-        return TorchSession(source, compiled, module)
+        return TorchSession(source, compiled, lambda: module)

@@ -32,7 +32,7 @@ class Eager:
         from bntool.bench.runtimes.torch_session import TorchSession
 
         module = source.module()
-        session = TorchSession(source, module, module)
+        session = TorchSession(source, module)
         if source.candidate.options.get("graph"):
             session.run = captured(session)
         return session

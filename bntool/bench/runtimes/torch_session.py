@@ -18,10 +18,15 @@ from bntool.bench.torch_facts import torch_facts
 class TorchSession:
     """A callable module under a case's conditions.
 
-    `plain` is the module that facts are counted on where `module` hides its operators (a compiled package).
+    `plain` makes the module that facts are counted on where `module` hides its operators (it is compiled).
     """
 
-    def __init__(self, source: Source, module: Callable[..., Any], plain: torch.nn.Module | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        module: Callable[..., Any],
+        plain: Callable[[], torch.nn.Module] | None = None,
+    ) -> None:
         conditions = source.conditions
         self.module, self.plain = module, plain
         self.args, self.kwargs = source.call
@@ -46,11 +51,12 @@ class TorchSession:
             return arrays_of(self.module(*self.args, **self.kwargs))
 
     def facts(self) -> dict[str, Any]:
-        if self.plain is None:
-            return {}
-        plain = self.plain
-        with in_eval(plain):
-            return torch_facts(plain, lambda: plain(*self.args, **self.kwargs))
+        """Counted on the calls made, or where those are hidden on the module before it was compiled."""
+        counted = self.plain() if self.plain else self.module
+        assert isinstance(counted, torch.nn.Module)
+        on = "the module before it was compiled" if self.plain else "the calls made"
+        with in_eval(counted):
+            return torch_facts(counted, lambda: counted(*self.args, **self.kwargs)) | {"counted_on": on}
 
     def profile(self) -> dict[str, float]:
         from torch.profiler import ProfilerActivity, profile
