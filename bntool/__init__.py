@@ -44,7 +44,6 @@ _HOME = {
     "unfold": "bntool.insert",
     "calibrate": "bntool.calibrate",
     "replace": "bntool.replace",
-    "health": "bntool.health",
     "BntoolError": "bntool.errors",
     "export": "bntool.export",
     "study": "bntool.study.study",

@@ -16,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from bntool.copying import copied
 from bntool.errors import UsageError
+from bntool.lazy import stand_ins
 from bntool.norms.layers import FrozenBatchNorm
-from bntool.norms.submodules import copied, matches, modes_kept, selected
+from bntool.norms.submodules import matches, modes_kept, selected
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side
@@ -72,7 +74,7 @@ class CalibrateReport:
 
 def calibrate(model: nn.Module, data: Iterable[Any], **options: Any) -> Result[nn.Module, CalibrateReport]:
     """A copy of `model` whose running statistics are the pooled ones of `data`; options as `calibrate_`."""
-    fresh = copied(model)
+    fresh = copied(model, stand_ins(model))
     report = calibrate_(fresh, data, **options)
     return Result(fresh, report)
 

@@ -13,8 +13,10 @@ literal arguments. Values come from the weights; an edit only makes tensors of t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,11 +55,15 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "edits": recorded(model)}
 
 
-def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
+def apply_plan(model: nn.Module, plan: Mapping[str, Any] | str | Path) -> nn.Module:
     """Give a freshly built model, in place, the structure that the plan's edits made. Returns: the model.
+
+    `plan` is the document, or a JSON file: of the plan alone, or of a report or bundle that has one.
 
     Raises: LoadError when the plan is damaged, newer than this bntool, or does not fit the model.
     """
+    if isinstance(plan, str | Path):
+        plan = _read(Path(plan))
     if not isinstance(plan, Mapping) or plan.get("schema_version") != SCHEMA_VERSION:
         raise LoadError(
             "the plan is not one this bntool can read", next="It needs another version of bntool."
@@ -69,6 +75,17 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def _read(path: Path) -> Any:
+    """The plan in a file."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        advice = "Write one with json.dump(result.report.plan, file)."
+        raise LoadError(f"no plan can be read ({problem})", where=str(path), next=advice) from problem
+    inner = document.get("plan") if isinstance(document, dict) else None
+    return inner if isinstance(inner, dict) else document
+
+
 def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> None:
     for edit in edits:
         try:
@@ -77,6 +94,13 @@ def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> None:
             what = f"the edit {edit.get('op')!r} does not fit the model ({problem})"
             advice = "Name the factory, with the arguments, that the model was made with."
             raise LoadError(what, where=str(edit.get("path", "")), next=advice) from problem
+
+
+def detach_idle(model: nn.Module) -> None:
+    """Give layers whose attached norm was folded away their places back, and so their old keys."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Normed) and type(module.norm) is nn.Identity:
+            apply(model, {"op": "detach", "path": path})
 
 
 # --- the operations

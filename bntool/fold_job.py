@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from bntool.copying import copied
+from bntool.edits import detach_idle
 from bntool.fold_module import fold_here, folded_copy
 from bntool.graphs.fx_baked import bake
 from bntool.graphs.fx_modules import FxGraph
@@ -49,6 +50,7 @@ class Job:
             self._bake()
         folded = self._carry_out()
         record_changes(before, folded)
+        detach_idle(folded)
         return folded
 
     def _give_sizes(self) -> None:

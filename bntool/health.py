@@ -14,9 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from bntool.copying import copied
+from bntool.lazy import stand_ins
 from bntool.norms.kinds import spread_of_variance
 from bntool.norms.moments import Moments
-from bntool.norms.submodules import copied, modes_kept
+from bntool.norms.submodules import modes_kept
 from bntool.placing.flow import Flow, module_flow, up
 from bntool.placing.sites import Seen, watch
 from bntool.placing.state import observe, random_calls
@@ -76,7 +78,7 @@ def health(model: nn.Module, example_inputs: Any = None, *, batch_size: int | No
     findings = [f for name, norm in norms.items() for f in _of_state(name, norm, model)]
     if example_inputs is None:
         return Health(None, [], [*findings, *_of_flow(model, norms, None)])
-    fresh = copied(model)
+    fresh = copied(model, stand_ins(model))
     example = example_call(fresh, example_inputs)
     with modes_kept(fresh), torch.no_grad():
         fresh.eval()

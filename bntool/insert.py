@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from bntool.algebra.affine import Blocked
+from bntool.copying import copied
 from bntool.edits import plan_of
 from bntool.errors import UsageError, VerificationError
+from bntool.lazy import stand_ins
 from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
-from bntool.norms.submodules import copied, modes_kept, names_of
+from bntool.norms.submodules import modes_kept, names_of
 from bntool.placing import proof
 from bntool.placing.flow import module_flow
 from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
@@ -117,7 +119,7 @@ def _insert(
     progress: Progress,
 ) -> Result[nn.Module, InsertReport]:
     check(question, options)
-    fresh = copied(model)
+    fresh = copied(model, stand_ins(model))
     example = example_call(fresh, example_inputs)
     work, source = _work(fresh, example, data, inputs)
     with modes_kept(fresh), torch.no_grad():

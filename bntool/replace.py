@@ -12,12 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool.algebra.affine import Blocked
+from bntool.copying import copied
 from bntool.edits import apply, plan_of
 from bntool.errors import UsageError
+from bntool.lazy import stand_ins
 from bntool.norms.kinds import KINDS, Setting, Spec, described
 from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
-from bntool.norms.submodules import copied, matches, modes_kept, selected
+from bntool.norms.submodules import matches, modes_kept, selected
 from bntool.placing import proof
 from bntool.placing.sites import Seen, watch
 from bntool.pooling.batches import example_call
@@ -89,7 +91,7 @@ def replace(
     if to not in (*KINDS, "none"):
         known = ", ".join((*KINDS, "none"))
         raise UsageError(f"unknown norm {to!r}", where="replace", next=f"Use one of {known}.")
-    fresh = copied(model)
+    fresh = copied(model, stand_ins(model))
     seen = _run(fresh, example_inputs)
     wanted, kept = _wanted(fresh, to, tuple(include), tuple(exclude))
     specs = {name: _spec(name, norm, to, seen, groups, virtual_batch_size) for name, norm in wanted.items()}

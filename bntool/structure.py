@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bntool.edits import record
+from bntool.norms.stand_in import StandIn
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
         elif type(new) is not old.kind:
             gone.append(path)
             yield {"op": "drop_norm", "path": path, "keeps": kept_children(old, new)}
+            continue
+        if issubclass(old.kind, StandIn):  # it shows its layer's bias as its own
             continue
         bias = getattr(new, "bias", None)
         if bias is not None and not old.has_bias and path:

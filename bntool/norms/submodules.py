@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of lazy modules without sizes (torch copies their parameters, not their buffers)."""
-    make: Any = UninitializedBuffer
-    lazy = [b for b in model.buffers() if isinstance(b, UninitializedBuffer)]
-    return copy.deepcopy(model, {id(b): make(device=b.device, dtype=b.dtype) for b in lazy})
 
 
 def owners(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bntool
-from bntool.errors import RunError, UsageError
+from bntool.errors import LoadError, RunError, UsageError
 from bntool.norms.stand_in import Normed
 from bntool.placing.key_map import renamed
 from sample_models.lenet import lenet
@@ -358,6 +359,16 @@ def test_a_plan_redoes_the_edit_on_a_fresh_model(factory: Any) -> None:
     assert torch.equal(again.eval()(x), result.model(x))
 
 
+def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
+    result = bntool.insert(plain(), data()[0])
+    for name, document in (("plan.json", result.report.plan), ("report.json", result.report.to_dict())):
+        (tmp_path / name).write_text(json.dumps(document))
+        again = bntool.apply_plan(Plain(), tmp_path / name)
+        again.load_state_dict(result.model.state_dict())
+    with pytest.raises(LoadError, match="no plan"):
+        bntool.apply_plan(Plain(), str(tmp_path / "missing.json"))
+
+
 # --- the norms
 
 
@@ -487,6 +498,20 @@ def test_fold_gives_the_original_weights_back(factory: Any) -> None:
     torch.manual_seed(0)
     x = {vgg: torch.randn(4, 3, 32, 32), mlp: torch.randn(4, 64), lenet: torch.randn(4, 1, 8, 8)}[factory]
     assert weights_back(factory().eval(), x) < 1e-6
+
+
+def test_a_folded_model_has_the_keys_it_had_before_norms_were_put_in() -> None:
+    model, x = plain(), data()[0]
+    folded = bntool.fold(bntool.insert(model, x, data=data()).model, x)
+    before = model.state_dict()
+    assert set(folded.model.state_dict()) == set(before) | {"conv2.bias"}
+    assert all(
+        float((v - before[k]).abs().max()) < 1e-6 for k, v in folded.model.state_dict().items() if k in before
+    )
+    assert float(folded.model.conv2.bias.detach().abs().max()) < 1e-6
+    again = bntool.apply_plan(Plain(), json.loads(json.dumps(bntool.edits.plan_of(folded.model))))
+    again.load_state_dict(folded.model.state_dict())
+    assert outputs_close(model, again.eval(), x)
 
 
 @settings(max_examples=12, deadline=None)
