@@ -62,7 +62,7 @@ def linear_ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
     """Round numbers inside the range: steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= 0.8 * rough)
     first = math.ceil(low / step)
     return tuple(round(k * step, 10) for k in range(first, math.floor(high / step) + 1))
 

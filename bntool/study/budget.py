@@ -51,7 +51,7 @@ class Speed:
             return cost_s
         deeper = 1.0
         if plan.depths and trial.vary:
-            deeper = max(1.0, dict(trial.vary)[plan.vary] / max(1, min(plan.depths)))
+            deeper = (1 + dict(trial.vary)[plan.vary]) / (1 + min(plan.depths))
         scoring = len(evaluation_steps(trial.steps)) * self.score_s + self.finish_s
         measuring = 6 * len(trial.measures) * self.step(128)
         return deeper * (self.build_s + trial.steps * self.step(trial.batch_size) + scoring + measuring)

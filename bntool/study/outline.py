@@ -14,12 +14,13 @@ import torch
 from bntool.errors import RunError, UsageError
 from bntool.progress import Progress, silent
 from bntool.study import budget as budgets
-from bntool.study.arms import PLAIN, check_norms, is_control
+from bntool.study.arms import PLAIN, check_norms, has_norms, is_control
 from bntool.study.backends import cores
 from bntool.study.claims.base import Claim
 from bntool.study.claims.table import chosen
 from bntool.study.data import Data
 from bntool.study.datasets import load_data
+from bntool.study.deepening import EXTRA, can_deepen
 from bntool.study.fitting import fit_inputs, fit_targets
 from bntool.study.plan import Plan, tiered
 from bntool.study.rehearsal import expected
@@ -94,7 +95,7 @@ def outline(setting: Setting, wishes: Wishes, *, progress: Progress = silent) ->
         batch_size=max(2, min(wishes.batch_size, len(setting.data.train) // 4)),
     )
     check_arms(setting, start)
-    start = varied(start, setting.source, wishes.vary)
+    start = varied(start, setting, wishes.vary)
     cost_s = min(max(COST_SHARE * wishes.budget_s, COST_LEAST), COST_MOST)
     setting = replace(setting, cost_budget_s=cost_s)
     workers = wishes.workers or cores()
@@ -123,7 +124,9 @@ def sized(start: Plan, source: ModelSource, tier: int, wishes: Wishes) -> Plan:
     """The plan with the sizes of its tier, and what the user fixed."""
     plan = tiered(start, tier)
     found = source.depth_argument()
-    if plan.vary and not wishes.vary and found is not None:
+    if plan.vary == EXTRA:
+        plan = replace(plan, depths=tuple(f - 1 for f in plan.depth_factors))
+    elif plan.vary and not wishes.vary and found is not None:
         plan = replace(plan, depths=deeper(found[1], plan.depth_factors))
     return plan if wishes.seeds is None else replace(plan, seeds=wishes.seeds)
 
@@ -168,22 +171,26 @@ def first_output(source: ModelSource, data: Data) -> Any:
         ) from problem
 
 
-def varied(plan: Plan, source: ModelSource, vary: str) -> Plan:
-    """The plan with the argument that sets the depth: as asked for, or as found in the factory's
-    signature.
+def varied(plan: Plan, setting: Setting, vary: str) -> Plan:
+    """The plan with what makes the network deeper: as asked for, an argument of the factory, or more layers.
+
+    Layers are added to networks without norms of their own, which the new layers would have to have too.
     """
+    source = setting.source
     if vary:
         name, values = parse_vary(vary)
         if name not in source.arguments():
             known = ", ".join(source.arguments()) or "none"
-            raise UsageError(
-                f"the factory has no argument {name!r}", where="--vary", next=f"It has: {known}."
-            )
+            what = f"the factory has no argument {name!r}"
+            raise UsageError(what, where="--vary", next=f"It has: {known}.")
         return replace(plan, vary=name, depths=values)
     found = source.depth_argument()
-    return (
-        plan if found is None else replace(plan, vary=found[0], depths=deeper(found[1], plan.depth_factors))
-    )
+    if found is not None:
+        return replace(plan, vary=found[0], depths=deeper(found[1], plan.depth_factors))
+    model = source.fresh(plan.seed)
+    if has_norms(model) or not can_deepen(model, setting.example()):
+        return plan
+    return replace(plan, vary=EXTRA, depths=tuple(f - 1 for f in plan.depth_factors))
 
 
 def deeper(value: int, factors: Sequence[int]) -> tuple[int, ...]:

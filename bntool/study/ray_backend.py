@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ class OnRay:
     def run(self, setting: Setting, trials: Iterable[Trial]) -> Iterator[tuple[Trial, dict[str, Any]]]:
         ray = self.ray
         if self.sent is None:
+            send_code(ray, setting)
             self.sent = ray.put(setting)
         gpus = 1 if setting.device.startswith("cuda") else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_trial)
@@ -50,6 +52,16 @@ class OnRay:
     def close(self) -> None:
         if self.mine:
             self.ray.shutdown()
+
+
+def send_code(ray: Any, setting: Setting) -> None:
+    """The user's own loss and model travel as code: their files need not be importable on the workers."""
+    maker = setting.source.maker
+    mine = [setting.loss_fn, getattr(maker, "factory", None), getattr(maker, "model", None)]
+    for thing in mine:
+        name = getattr(thing, "__module__", None) or type(thing).__module__
+        if thing is not None and name.split(".")[0] not in ("bntool", "torch", "__main__", "builtins"):
+            ray.cloudpickle.register_pickle_by_value(sys.modules[name])
 
 
 def begin(ray: Any, address: str, workers: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bntool.study.claims.base import Finding
+from bntool.study.claims.base import Finding, called
 from bntool.study.normstats import values_per_channel
 from bntool.study.plan import Plan
 from bntool.study.setting import Setting
@@ -44,16 +44,17 @@ class Recommendation:
 def recommend(plan: Plan, findings: Sequence[Finding], setting: Setting) -> Recommendation:
     by_claim = {f.claim: f for f in findings}
     norm, sentences = choose_norm(plan, by_claim)
+    sentences += initialisation_said(by_claim) + sorted_said(plan, by_claim)
     rates = rate_range(plan, by_claim, norm)
     if rates is not None:
         sentences.append(
-            f"Learning rates from {rates[0]:g} to {rates[1]:g} train with {norm} (SGD, claim 2)."
+            f"Learning rates from {rates[0]:.3g} to {rates[1]:.3g} train with {called(norm)} (SGD, claim 2)."
         )
     small = too_small(plan, by_claim)
     if small:
         sizes = ", ".join(map(str, small))
         sentences.append(
-            f"Do not use {plan.treated} with batches of {sizes}: use another norm there (claim 5)."
+            f"Do not use {called(plan.treated)} with batches of {sizes}: use another norm there (claim 5)."
         )
     return Recommendation(norm, tuple(sentences), tuple(sites(plan, setting, norm, small)), rates, small)
 
@@ -69,10 +70,17 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
     if not shown:
         cost = found.get("cost")
         tail = f" It costs: {cost.headline}" if cost is not None and cost.verdict is Verdict.SHOWN else ""
-        return plan.baseline, [f"Nothing here shows that {plan.treated} helps this model.{tail}", *said]
+        return plan.baseline, [
+            f"Nothing here shows that {called(plan.treated)} helps this model.{tail}",
+            *said,
+        ]
     rival = better_rival(plan, found)
     if rival:
-        return rival, [f"{rival} did better than {plan.treated} with shuffled batches (claim 7).", *said]
+        return rival, [
+            f"{called(rival).capitalize()} did better than {called(plan.treated)} with shuffled batches "
+            "(claim 7).",
+            *said,
+        ]
     return plan.treated, said
 
 
@@ -83,6 +91,23 @@ def better_rival(plan: Plan, found: dict[str, Finding]) -> str:
         return ""
     ordinary = [m for m in finding.measures if m.primary and m.name.endswith("shuffled batches")]
     return next((m.name.split(" over ")[0] for m in ordinary if m.verdict is Verdict.SHOWN), "")
+
+
+def initialisation_said(found: dict[str, Finding]) -> list[str]:
+    """Where another initialisation does what the norm does."""
+    mine = [found[c] for c in ("stability", "depth") if c in found]
+    return [f"{c} (Claim {f.number}.)" for f in mine for c in f.conditions if c.startswith("So ")]
+
+
+def sorted_said(plan: Plan, found: dict[str, Finding]) -> list[str]:
+    finding = found.get("alternatives")
+    batches = [m for m in finding.measures if m.name.endswith("class-sorted batches")] if finding else []
+    return [
+        f"Where batches are not shuffled, {called(m.name.split(' over ')[0])} is better by "
+        f"{m.effect.estimate:.3f} (claim 7)."
+        for m in batches
+        if m.primary and m.verdict is Verdict.SHOWN
+    ]
 
 
 def rate_range(plan: Plan, found: dict[str, Finding], norm: str) -> tuple[float, float] | None:

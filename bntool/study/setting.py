@@ -14,10 +14,11 @@ from bntool.sources.importing import said
 from bntool.study.arms import has_norms, make_arm
 from bntool.study.cost import cost
 from bntool.study.data import Data
+from bntool.study.deepening import EXTRA, deepen
 from bntool.study.landscape import landscape
 from bntool.study.normstats import values_per_channel, variance_shift
 from bntool.study.signals import signals
-from bntool.study.source import ModelSource
+from bntool.study.source import ModelSource, initialise
 from bntool.study.training import Loss, loss_for, score, train
 from bntool.study.trial import COST, EXACT, LANDSCAPE, SHIFT, SIGNALS, Trial
 
@@ -42,7 +43,10 @@ class Setting:
 
     def build(self, trial: Trial) -> nn.Module:
         """The trial's network, at its start."""
-        model = self.source.fresh(trial.seed, trial.init, trial.vary)
+        extra = dict(trial.vary).get(EXTRA, 0)
+        model = self.source.fresh(trial.seed, trial.init, tuple(v for v in trial.vary if v[0] != EXTRA))
+        if extra:
+            initialise(deepen(model, extra, self.example()), trial.init)
         made = make_arm(model, trial.norm, self.example(), trial.dropout)
         return made.train().to(self.device)
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from plans import MLP, setting_of
 
 from bntool.study.backends import Here
+from bntool.study.ray_backend import OnRay
 from bntool.study.trial import Trial
 
 pytest.importorskip("ray")
@@ -40,10 +42,6 @@ def told(results: dict[str, Any]) -> str:
 
 @pytest.mark.slow
 def test_a_killed_ray_worker_changes_no_result(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from bntool.study.ray_backend import OnRay
-
     setting = setting_of(MLP)
     trials = [Trial("batch", seed, 0.1, 60) for seed in range(6)]
     marked = tmp_path / "workers"

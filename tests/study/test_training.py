@@ -13,6 +13,7 @@ from torch import nn
 
 from bntool.study.arms import make_arm, with_dropout
 from bntool.study.data import Part
+from bntool.study.deepening import EXTRA
 from bntool.study.setting import run_trial
 from bntool.study.source import ModelSource, initialise, source_of
 from bntool.study.training import batches, evaluation_steps, score
@@ -147,3 +148,14 @@ def test_a_factory_argument_is_varied_and_its_depth_found() -> None:
     assert source.depth_argument() == ("depth", 3)
     deep = source.fresh(0, vary=(("depth", 6),))
     assert sum(isinstance(m, nn.Linear) for m in deep.modules()) == 7
+
+
+def test_layers_are_added_where_the_factory_has_no_depth() -> None:
+    setting = setting_of("sample_models/lenet.py:lenet")
+    deep = setting.build(Trial("batch", 0, vary=((EXTRA, 2),)))
+    convs = [m for m in deep.modules() if isinstance(m, nn.Conv2d)]
+    linears = [m for m in deep.modules() if isinstance(m, nn.Linear)]
+    assert (len(convs), len(linears)) == (2 * 3, 2 * 3 + 1)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in deep.modules()) == 6
+    assert deep(*setting.example()).shape == (4, 10)
+    assert torch.equal(convs[0].weight, setting.build(Trial("none", 0)).conv1.weight)

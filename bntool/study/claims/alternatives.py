@@ -11,6 +11,7 @@ from bntool.study.claims.base import (
     Result,
     Series,
     Table,
+    called,
     difference,
     mean,
     repeated,
@@ -110,7 +111,8 @@ def measure(
 
 def said(plan: Plan, runs: Mapping[Cell, list[Result]], rival: str, order: str, m: Measure) -> str:
     own, other = mean(scores(runs[plan.treated, order])), mean(scores(runs[rival, order]))
-    return f"{ORDERS[order].capitalize()}: {rival} {other:.3f}, {plan.treated} {own:.3f} ({m.verdict})."
+    pair = f"{called(rival)} {other:.3f}, {called(plan.treated)} {own:.3f}"
+    return f"{ORDERS[order].capitalize()}: {pair} ({m.verdict})."
 
 
 def conditions(primary: list[Measure], rivals: Mapping[str, str]) -> list[str]:
@@ -133,7 +135,7 @@ def table(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, fl
     rows = []
     for (norm, order), results in runs.items():
         broken = sum(bool(r["diverged"]) for r in results)
-        rows.append((norm, order, f"{rates[norm, order]:g}", f"{mean(scores(results)):.3f}", broken))
+        rows.append((norm, order, f"{rates[norm, order]:.3g}", f"{mean(scores(results)):.3f}", broken))
     return Table(
         "Scores (mean over seeds)", ("norm", "batches", "rate", "test score", "diverged"), tuple(rows)
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bntool.study.arms import PLAIN, is_control
 from bntool.study.plan import Plan
 from bntool.study.statistics import Interval, paired_t
 from bntool.study.trial import Trial
@@ -92,6 +93,11 @@ class Claim(Protocol):
     question: str
 
     def judge(self, plan: Plan, known: Known) -> Finding: ...
+
+
+def called(norm: str) -> str:
+    """An arm's name in a sentence."""
+    return "the plain network" if norm == PLAIN else norm if is_control(norm) else f"{norm} norm"
 
 
 def scores(results: Iterable[Result]) -> list[float]:

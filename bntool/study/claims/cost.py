@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bntool.study.claims.base import Chart, Finding, Known, Result, Series, Table
+from bntool.study.claims.base import Chart, Finding, Known, Result, Series, Table, called
 from bntool.study.plan import Plan
 from bntool.study.statistics import Interval
 from bntool.study.trial import COST
@@ -38,7 +38,7 @@ class Cost:
             self.key,
             self.question,
             measures[0].verdict,
-            f"With {plan.treated}: {told}; memory kept for the backward pass {saved:+.0%}.",
+            f"With {called(plan.treated)}: {told}; memory kept for the backward pass {saved:+.0%}.",
             f"Batches of {plan.batch_size}, one process, both networks timed in turns, ratios of "
             "neighbouring rounds. "
             "Decides: the time of a training step; 5 % counts. The interval holds for this process and this "

@@ -11,6 +11,7 @@ from bntool.study.claims.base import (
     Result,
     Table,
     across,
+    called,
     difference,
     mean,
     repeated,
@@ -25,6 +26,8 @@ from bntool.study.verdict import Measure, Verdict
 
 #: points of score that count
 MATTERS = 0.05
+#: a network that fits its training examples less well than this is still learning
+FITTED = 0.97
 
 Cell = tuple[str, str, int]
 
@@ -79,7 +82,7 @@ def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, 
         primary.verdict,
         f"At {plan.vary} {deepest} the test score is {ends[plan.baseline]:.3f} without and "
         f"{ends[plan.treated]:.3f} with "
-        f"{plan.treated} ({own} initialisation).",
+        f"{called(plan.treated)} ({own} initialisation).",
         f"{plan.vary} = {', '.join(map(str, plan.depths))}; initialisations "
         f"{', '.join(plan.depth_inits)}; the rate tuned "
         f"for each cell on {plan.tuning_seeds} other seeds; {plan.steps} steps, {plan.seeds} paired "
@@ -103,7 +106,7 @@ def measure(plan: Plan, runs: Mapping[Cell, list[Result]], init: str, depth: int
 
 
 def conditions(plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Result]]) -> list[str]:
-    deepest, said = max(plan.depths), []
+    deepest, said = max(plan.depths), unfinished(plan, runs)
     found = {m.name: m for m in measures}
     for init in plan.depth_inits[1:]:
         m = found[f"test score at {plan.vary} {deepest}, {init} initialisation"]
@@ -121,6 +124,19 @@ def conditions(plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Res
     return said
 
 
+def unfinished(plan: Plan, runs: Mapping[Cell, list[Result]]) -> list[str]:
+    """Cells that learnt something but were still learning: more steps could change their score."""
+    said = []
+    for (norm, init, depth), results in runs.items():
+        fit = mean([float(r["train_score"]) for r in results])
+        if depth == max(plan.depths) and 0.5 < fit < FITTED:
+            said.append(
+                f"{called(norm).capitalize()} with {init} initialisation has not been trained to the end in "
+                f"{plan.steps} steps (training score {fit:.2f}): this is speed as much as depth."
+            )
+    return said
+
+
 def chart(plan: Plan, runs: Mapping[Cell, list[Result]], init: str) -> Chart:
     lines = [
         across(n, plan.depths, [scores(runs[n, init, d]) for d in plan.depths], plan.level)
@@ -134,6 +150,6 @@ def table(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, fl
     for cell, results in runs.items():
         span = paired_t(scores(results), plan.level)
         rows.append(
-            (*cell, f"{rates[cell]:g}", f"{span.estimate:.3f}", sum(bool(r["diverged"]) for r in results))
+            (*cell, f"{rates[cell]:.3g}", f"{span.estimate:.3f}", sum(bool(r["diverged"]) for r in results))
         )
     return Table("Scores", ("norm", "init", plan.vary, "rate", "test score", "diverged"), tuple(rows))

@@ -12,6 +12,7 @@ from bntool.study.claims.base import (
     Result,
     Series,
     Table,
+    called,
     difference,
     matched,
     mean,
@@ -72,7 +73,7 @@ def finding(plan: Plan, runs: Runs, rates: Mapping[str, float], equal: float) ->
             runs,
             ("norm", equal),
             ("plain", equal),
-            f"test score, norm over plain, rate {equal:g} in both",
+            f"test score, norm over plain, rate {equal:.3g} in both",
             True,
         ),
     ]
@@ -104,7 +105,7 @@ def finding(plan: Plan, runs: Runs, rates: Mapping[str, float], equal: float) ->
         "dropout "
         f"{plan.dropout:g} ahead of the linears; {plan.seeds} paired seeds. Decides: norm over plain "
         "has to gain a point "
-        f"of test score both with rates tuned per arm and at one rate ({equal:g}, where the worst arm "
+        f"of test score both with rates tuned per arm and at one rate ({equal:.3g}, where the worst arm "
         "does best): a "
         "norm allows other rates, and the rate alone changes how a network generalises.",
         (*primary, *others),
@@ -138,7 +139,7 @@ def gap(plan: Plan, runs: Runs, equal: float) -> Measure:
         [-g for g in gaps(runs["norm", equal])], [-g for g in gaps(runs["plain", equal])], plan.level
     )
     return Measure(
-        f"gap between training and test smaller, rate {equal:g} in both", smaller, MATTERS, "of score"
+        f"gap between training and test smaller, rate {equal:.3g} in both", smaller, MATTERS, "of score"
     )
 
 
@@ -152,7 +153,7 @@ def judged(
             fit = mean([float(r["train_score"]) for r in runs[name, rate]])
             if fit < FITTED:
                 said.append(
-                    f"{name} at rate {rate:g} reaches only {fit:.2f} on its own training examples: it "
+                    f"{name} at rate {rate:.3g} reaches only {fit:.2f} on its own training examples: it "
                     "has not been "
                     "trained to the end, so this compares speed rather than generalisation."
                 )
@@ -164,7 +165,8 @@ def headline(primary: list[Measure], plan: Plan, runs: Runs, rates: Mapping[str,
     tuned, equal = (m.effect for m in primary)
     drop = mean(scores(runs["dropout", rates["dropout"]])) - mean(scores(runs["plain", rates["plain"]]))
     return (
-        f"{plan.treated} changes the test score by {tuned.estimate:+.3f} at tuned rates ({tuned.low:+.3f} to "
+        f"{called(plan.treated).capitalize()} changes the test score by {tuned.estimate:+.3f} at tuned "
+        f"rates ({tuned.low:+.3f} to "
         f"{tuned.high:+.3f}) and {equal.estimate:+.3f} at an equal rate; dropout by {drop:+.3f}."
     )
 
@@ -197,5 +199,5 @@ def table(plan: Plan, runs: Runs, rates: Mapping[str, float], equal: float) -> T
         for rate in dict.fromkeys((rates[name], equal)):
             cell = runs[name, rate]
             score, fit = mean(scores(cell)), mean([float(r["train_score"]) for r in cell])
-            rows.append((name, f"{rate:g}", f"{fit:.3f}", f"{score:.3f}", f"{fit - score:.3f}"))
+            rows.append((name, f"{rate:.3g}", f"{fit:.3f}", f"{score:.3f}", f"{fit - score:.3f}"))
     return Table("Scores (mean over seeds)", ("arm", "rate", "training", "test", "gap"), tuple(rows))

@@ -12,6 +12,7 @@ from bntool.study.claims.base import (
     Result,
     Table,
     across,
+    called,
     difference,
     mean,
     repeated,
@@ -100,8 +101,8 @@ def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, 
         SmallBatches.key,
         SmallBatches.question,
         primary.verdict,
-        f"At batch {small} {norm} reaches {means[norm, small]:.3f} and {other} "
-        f"{means[other, small]:.3f}; at batch {large} "
+        f"With batches of {small} {called(norm)} reaches {means[norm, small]:.3f} and {called(other)} "
+        f"{means[other, small]:.3f}; with batches of {large} "
         f"{means[norm, large]:.3f} and {means[other, large]:.3f}.",
         f"Batch sizes {', '.join(map(str, sizes))}, each with at least {plan.small_examples} examples and "
         f"{plan.small_steps} steps seen; rates tuned per norm and batch size on {plan.tuning_seeds} "
@@ -178,7 +179,7 @@ def table(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, fl
             (
                 norm,
                 size,
-                f"{rates[norm, size]:g}",
+                f"{rates[norm, size]:.3g}",
                 f"{mean(scores(results)):.3f}",
                 f"{mean(better):.3f}" if better else "",
                 min((results[0].get("n_eff") or {}).values(), default=""),

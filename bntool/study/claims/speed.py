@@ -15,6 +15,7 @@ from bntool.study.claims.base import (
     across,
     best_rate,
     by_rate,
+    called,
     difference,
     grid,
     mean,
@@ -112,7 +113,7 @@ def finding(
         )
         same = rate_norm == rate_base
         name = (
-            f"steps to {goal:.3g}, rate {rate_norm:g} in both"
+            f"steps to {goal:.3g}, rate {rate_norm:.3g} in both"
             if same
             else f"steps to {goal:.3g}, rates tuned"
         )
@@ -129,8 +130,8 @@ def finding(
         Speed.question,
         primary.verdict,
         headline(plan, counts, tuned, goal, works),
-        f"SGD, batches of {plan.batch_size}, {plan.steps} steps, rates {plan.rates[0]:g} to "
-        f"{plan.rates[-1]:g} "
+        f"SGD, batches of {plan.batch_size}, {plan.steps} steps, rates {plan.rates[0]:.3g} to "
+        f"{plan.rates[-1]:.3g} "
         f"tuned per arm on {plan.tuning_seeds} other seeds, then {plan.seeds} paired seeds. Target: a "
         "test score of "
         f"{goal:.3g}, {TARGET:.0%} of the way from chance to what the arms reach. A rate works when "
@@ -172,11 +173,11 @@ def headline(
 ) -> str:
     base, norm = plan.baseline, plan.treated
     rates = largest_ratio(works, base, norm)
-    largest = "" if rates is None else f" The largest rate that trains is {rates:g} times as large with it."
+    largest = "" if rates is None else f" The largest rate that trains is {rates:.3g} times as large with it."
     return (
         f"A test score of {goal:.3g} takes {said(middle(counts[base]))} without and "
         f"{said(middle(counts[norm]))} with "
-        f"{norm} (median; rates {tuned[base]:g} and {tuned[norm]:g}, tuned).{largest}"
+        f"{called(norm)} (median; rates {tuned[base]:.3g} and {tuned[norm]:.3g}, tuned).{largest}"
     )
 
 
@@ -187,14 +188,20 @@ def conditions(
     for norm, count in never.items():
         if count:
             found.append(
-                f"{norm} did not get there in {plan.steps} steps on {count} of {len(counts[norm])} seeds: "
+                f"{called(norm).capitalize()} did not get there in {plan.steps} steps on {count} of "
+                f"{len(counts[norm])} seeds: "
                 "it is counted as twice that, which is too few."
             )
     for norm, rates in works.items():
         if not rates:
-            found.append(f"{norm} trains at none of the rates tried: no ratio of rates can be given.")
+            found.append(
+                f"{called(norm).capitalize()} trains at none of the rates tried: no ratio of rates can "
+                "be given."
+            )
         elif max(rates) == plan.rates[-1] or min(rates) == plan.rates[0]:
-            found.append(f"{norm} still trains at the edge of the grid: its range may be wider.")
+            found.append(
+                f"{called(norm).capitalize()} still trains at the edge of the grid: its range may be wider."
+            )
     return found
 
 
@@ -218,7 +225,7 @@ def curve_chart(plan: Plan, runs: dict[tuple[str, float], list[Result]], tuned: 
         rows = [r for r in runs[norm, rate] if not r["diverged"]]
         if rows:
             columns = list(zip(*(r["score"] for r in rows), strict=True))
-            lines.append(across(f"{norm}, rate {rate:g}", rows[0]["steps"], columns, plan.level))
+            lines.append(across(f"{norm}, rate {rate:.3g}", rows[0]["steps"], columns, plan.level))
     return Chart("Learning curves at tuned rates", "step", "test score", tuple(lines), x_log=True)
 
 
@@ -229,8 +236,8 @@ def rates_table(
     for norm in (plan.baseline, plan.treated):
         rates = works[norm]
         width = f"{math.log2(max(rates) / min(rates)) + 1:.0f}" if rates else "0"
-        span = f"{min(rates):g} to {max(rates):g}" if rates else "none"
-        rows.append((norm, f"{tuned[norm]:g}", said(middle(counts[norm])), span, width))
+        span = f"{min(rates):.3g} to {max(rates):.3g}" if rates else "none"
+        rows.append((norm, f"{tuned[norm]:.3g}", said(middle(counts[norm])), span, width))
     return Table(
         "Rates", ("arm", "tuned rate", "median to target", "rates that train", "octaves"), tuple(rows)
     )

@@ -12,6 +12,7 @@ from bntool.study.claims.base import (
     Result,
     Series,
     Table,
+    called,
     difference,
     matched,
     mean,
@@ -74,7 +75,7 @@ class Stability:
             primary.verdict,
             headline(plan, begun, growth, primary),
             f"Gradient norm by the output of every convolution and linear, one batch in train mode, "
-            f"{plan.seeds} paired seeds, at the start and while training with rate {rate:g} in both arms. "
+            f"{plan.seeds} paired seeds, at the start and while training with rate {rate:.3g} in both arms. "
             "Decides: the spread |log10(bottom / top)| at the start with the model's own "
             "initialisation; a factor "
             "of two counts. Loss range and gradient change are taken along steps of 0.5 to 4 rates "
@@ -148,7 +149,7 @@ def headline(
     ends = {n: mean([decades(layers(r)) for r in begun[n, "default"]]) for n in (base, norm)}
     return (
         f"From layer 1 to {count - 1} the gradient changes by a factor of {10 ** ends[base]:.3g} without and "
-        f"{10 ** ends[norm]:.3g} with {norm}: {growth[base, 'default']:.2f} and "
+        f"{10 ** ends[norm]:.3g} with {called(norm)}: {growth[base, 'default']:.2f} and "
         f"{growth[norm, 'default']:.2f} a layer."
     )
 
