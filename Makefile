@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 ARGS ?=
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check zoo fuzz bench bench-selfcheck clean setup
+.PHONY: demo test check zoo fuzz peers merging cost bench bench-selfcheck clean setup
 
 setup: $(STAMP)
 
@@ -42,6 +42,7 @@ fuzz: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/bntool bench $(or $(ARGS),sample_models/resnet.py:resnet sample_models/resnet.py:resnet@onnx)
+	@$(if $(ARGS),,$(BIN)/python -m tests.zoo.cost)
 
 # about a quarter of an hour; what it has measured stays in bench-selfcheck.jsonl, and a second run goes on from there
 bench-selfcheck: $(STAMP)

@@ -97,7 +97,7 @@ class _Finder:
 
     def _region(self, node: Node) -> Iterator[Node]:
         """All linear ops that end in the node and that nobody else reads."""
-        if self._size(node) is not None and (node.kind in SUMS or self._is_linear(node)):
+        if (node.kind in SUMS or self._is_linear(node)) and self._size(node) is not None:
             yield node
             for operand in filter(_swallowable, node.inputs):
                 yield from self._region(operand)
@@ -214,7 +214,8 @@ class _Finder:
     def pool(self, node: Node) -> Kernel | None:
         a, channels = node.attrs, self._size(node)
         known = a.keys() >= {"kernel_size", "stride", "padding"} and not a.get("ceil_mode")
-        if self.last or channels is None or not known or (any(a["padding"]) and not a["counts_padding"]):
+        hidden = known and any(a["padding"]) and not a["counts_padding"]
+        if self.last or channels is None or not known or hidden or any(d > 1 for d in a.get("dilation", ())):
             return None
         return average(channels, a["kernel_size"], a["stride"], a["padding"])
 

@@ -10,6 +10,7 @@ from bntool.errors import UsageError
 from bntool.plan import Plan, make_plan
 from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
+from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
 from bntool.rewriting import OutOfRange
 from bntool.sources.opening import load
@@ -45,20 +46,19 @@ def fold(
     """
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
-    if form == "module" and (merge or split):
-        what = "merge" if merge else "split"
-        raise UsageError("modules alone cannot express it", where=what, next="Add form='graph'.")
     model = load(str(model)) if isinstance(model, str | Path) else model
     if kind_of(model) == "onnx":
         from bntool.fold_onnx import fold_model, shapes_of
 
-        return fold_model(
-            model, keep=keep, verify=verify, shapes=shapes_of(example_inputs), progress=progress
-        )
+        shapes = shapes_of(example_inputs)
+        return fold_model(model, keep=keep, merge=merge, verify=verify, shapes=shapes, progress=progress)
     if kind_of(model) == "program":
         from bntool.fold_exported import fold_program
 
         return fold_program(model, example_inputs, keep=keep, verify=verify, progress=progress)
+    if form == "module" and (merge or split):
+        what = "merge" if merge else "split"
+        raise UsageError("modules alone cannot express it", where=what, next="Add form='graph'.")
     if form == "graph":
         return _fold_graph(model, example_inputs, keep, merge, split, verify, progress)
     return _fold_module(model, example_inputs, keep, verify, progress)
@@ -73,7 +73,7 @@ def _fold_graph(
     verify: bool,
     progress: Progress,
 ) -> Result[Any, FoldReport]:
-    from bntool.fold_graph import finish, graph_form, with_merged
+    from bntool.fold_graph import finish, graph_form
     from bntool.fold_module import fold_here
     from bntool.graphs.islands import module_graph
 
@@ -89,9 +89,8 @@ def _fold_graph(
         verification = checked(model, prepared.model, example_inputs)
     progress("fold", 2, 2)
     notes = [*graph.notes, *prepared.notes]
-    return Result(
-        prepared.model, with_merged(report_of(plan, graph, notes=notes, verification=verification), prepared)
-    )
+    report = report_of(plan, graph, notes=notes, verification=verification)
+    return Result(prepared.model, with_merged(report, prepared.merged))
 
 
 def _fold_module(

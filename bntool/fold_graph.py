@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -11,8 +11,8 @@ from torch import fx, nn
 from bntool.copying import copied
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
 from bntool.graphs.islands import module_graph
-from bntool.merging import Merged, merge_branches
-from bntool.result import FoldEntry, FoldReport
+from bntool.merging import merge_branches
+from bntool.report.merges import Merged
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -58,19 +58,6 @@ def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | N
     module = fx.GraphModule(model, graph.ways[0].graph)
     functions_to_modules(module, graph)
     return module
-
-
-def with_merged(report: FoldReport, form: GraphForm) -> FoldReport:
-    """The report with the norms that went into merged layers."""
-    entries = [FoldEntry(norm, m.into, "merged", macs_saved=0) for m in form.merged for norm in m.norms]
-    into = {m.into: m for m in form.merged}
-    notes = [f"{name} replaces {', '.join(m.layers)}" for name, m in into.items()]
-    return replace(
-        report,
-        found=report.found + len(entries),
-        folded=[*entries, *report.folded],
-        notes=[*report.notes, *notes],
-    )
 
 
 def finish(form: GraphForm) -> None:

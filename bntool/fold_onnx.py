@@ -14,13 +14,16 @@ from bntool.errors import UsageError
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.folding import Folding, Shapes
 from bntool.onnx_folding.reference import Reference
+from bntool.plan import Plan
 from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
+from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
 from bntool.sources.inputs import InputSpec
 from bntool.sources.onnx_wire import read_skeleton
 from bntool.sources.onnx_write import write
 from bntool.sources.writing import beside
+from bntool.verify import Verification
 
 
 def fold_file(
@@ -28,6 +31,7 @@ def fold_file(
     output: str | Path | None = None,
     *,
     keep: Sequence[str] = (),
+    merge: bool = False,
     verify: bool = True,
     tolerance: float | None = None,
     inputs: Sequence[InputSpec] = (),
@@ -38,15 +42,16 @@ def fold_file(
 
     Weights are read, folded and written one at a time. With `verify` ONNX Runtime runs both files on random
     inputs, of two batch sizes where the batch is open. `inputs` give sizes where the graph leaves them open.
+    `merge` makes parallel branches and chains of convolutions one layer each.
 
     Raises: LoadError for a damaged file, VerificationError when outputs differ: then nothing is written.
     """
     source = Path(path)
     skeleton = read_skeleton(source)
-    folding = Folding(skeleton, source, _shapes(skeleton, inputs), tuple(keep))
+    folding = Folding(skeleton, source, _shapes(skeleton, inputs), tuple(keep), merge)
     progress("fold", 0, 2)
     if output is None and not verify:
-        return report_of(folding.plan(), notes=folding.notes)
+        return _report(folding, folding.plan(), None)
     with _room(output, force) as target:
         plan, verification = folding.write(target), None
         progress("verify", 1, 2)
@@ -54,7 +59,12 @@ def fold_file(
             reference = Reference(folding.model, source, folding.shapes, tolerance)
             verification = folding.insist(plan, reference, target, str(path))
     progress("verify", 2, 2)
-    return report_of(plan, notes=folding.notes, verification=verification)
+    return _report(folding, plan, verification)
+
+
+def _report(folding: Folding, plan: Plan, verification: Verification | None) -> FoldReport:
+    report = report_of(plan, notes=folding.notes, verification=verification)
+    return with_merged(report, folding.merged)
 
 
 def _shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
@@ -85,6 +95,7 @@ def fold_model(
     model: Any,
     *,
     keep: Sequence[str] = (),
+    merge: bool = False,
     verify: bool = True,
     tolerance: float | None = None,
     shapes: Shapes | None = None,
@@ -95,7 +106,7 @@ def fold_model(
     Raises: VerificationError when the outputs differ.
     """
     proto, home = _as_proto(model)
-    folding = Folding(proto, home, shapes or {}, tuple(keep))
+    folding = Folding(proto, home, shapes or {}, tuple(keep), merge)
     progress("fold", 0, 2)
     folded, plan = folding.in_memory()
     progress("verify", 1, 2)
@@ -108,7 +119,7 @@ def fold_model(
             reference = Reference(folding.model, before, folding.shapes, tolerance)
             verification = folding.insist(plan, reference, after, folding.model.graph.name)
     progress("verify", 2, 2)
-    return Result(_like(model, folded, home), report_of(plan, notes=folding.notes, verification=verification))
+    return Result(_like(model, folded, home), _report(folding, plan, verification))
 
 
 def shapes_of(example_inputs: Any) -> Shapes:

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from bntool.branches import Merge, find_merges
+from bntool.branches import find_merges
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.islands import module_graph
+from bntool.report.merges import Merged
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Merged:
-    """One new layer and what it replaces.
-
-    Units: `macs_saved` is a count for the example inputs.
-    """
-
-    into: str
-    layers: tuple[str, ...]
-    norms: tuple[str, ...]
-    macs_saved: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def merge_branches(
@@ -57,15 +41,9 @@ def _merge(
         merges = find_merges(graph, keep=lambda n: any(fnmatchcase(prefix + n.where, glob) for glob in keep))
         model = fx.GraphModule(model, graph.ways[0].graph)
         names = apply_merges(model, merges)
-        done += [_entry(merge, name, prefix) for merge, name in zip(merges, names, strict=True) if name]
+        done += [Merged.of(merge, name, prefix) for merge, name in zip(merges, names, strict=True) if name]
         if not any(names):
             return model, done
-
-
-def _entry(merge: Merge, name: str, prefix: str) -> Merged:
-    layers = tuple(dict.fromkeys(prefix + n.where for n in merge.weighted))
-    norms = tuple(dict.fromkeys(prefix + n.where for n in merge.inside if n.kind == "batch_norm"))
-    return Merged(prefix + name, layers, norms, merge.macs_saved)
 
 
 def _merge_parts(model: nn.Module, arguments: Arguments, prefix: str, keep: Sequence[str]) -> list[Merged]:

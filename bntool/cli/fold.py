@@ -47,7 +47,7 @@ def fold(
     if model.endswith(".onnx") and weights is None:
         target = None if dry_run else output
         report = _fold_onnx(
-            model, output, target, inputs, keep, check=check, tolerance=tolerance, force=force
+            model, output, target, inputs, keep, merge=merge, check=check, tolerance=tolerance, force=force
         )
         _present(report, report.verification, target, dry_run=dry_run, as_json=as_json)
         return
@@ -87,6 +87,7 @@ def _fold_onnx(
     inputs: list[str] | None,
     keep: list[str] | None,
     *,
+    merge: bool,
     check: bool,
     tolerance: float | None,
     force: bool,
@@ -107,6 +108,7 @@ def _fold_onnx(
             model,
             target,
             keep=tuple(keep or ()),
+            merge=merge,
             verify=check,
             tolerance=tolerance,
             inputs=[parse_input(text) for text in inputs or ()],

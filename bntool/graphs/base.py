@@ -51,6 +51,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bntool.algebra.affine import Array, Blocked
+from bntool.algebra.kernels import Kernel
 
 Index = NDArray[np.int64]
 #: sizes of a value; None when unknown
@@ -130,3 +131,16 @@ def connect(nodes: Sequence[Node]) -> None:
     for node in nodes:
         for port, value in enumerate(node.inputs):
             value.users.append((node, port))
+
+
+class Mergeable(Protocol):
+    """What is needed of a merge: `kernel(base)` computes the value of `at`."""
+
+    @property
+    def at(self) -> Node: ...
+    @property
+    def base(self) -> Node: ...
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def inside(self) -> tuple[Node, ...]: ...

@@ -5,13 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from bntool.algebra.kernels import Kernel
-from bntool.graphs.base import Node
+from bntool.graphs.base import Mergeable
 from bntool.graphs.fx_kinds import changes_in_place
 
 #: what assertions on sizes are made of
@@ -21,19 +21,6 @@ SIZE_FUNCTIONS = (
     *(getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem")),
 )
 CONVS: tuple[Any, ...] = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class Mergeable(Protocol):
-    """What is needed of a merge: `kernel(base)` computes the value of `at`."""
-
-    @property
-    def at(self) -> Node: ...
-    @property
-    def base(self) -> Node: ...
-    @property
-    def kernel(self) -> Kernel: ...
-    @property
-    def inside(self) -> tuple[Node, ...]: ...
 
 
 def apply_merges(module: fx.GraphModule, merges: Sequence[Mergeable]) -> list[str]:

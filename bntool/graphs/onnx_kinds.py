@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from bntool.algebra.affine import Array
 from bntool.graphs.base import Node
 from bntool.graphs.onnx_numpy import LAYOUT, Args
 from bntool.graphs.onnx_op import Move, Op, Slot
+from bntool.graphs.windows import window
 
 Rule = Callable[[Op], Node | str]
 COMPUTED = "its weight is computed"
@@ -32,7 +33,16 @@ def _conv(op: Op) -> Node | str:
     rank = len(weight.shape) - 2
     kind = "conv" if op.proto.op_type == "Conv" else "conv_transpose"
     node = op.node(kind, op.value(0), groups=int(op.attrs.get("group", 1)), padded=padded, rank=rank)
+    node.attrs |= _geometry(op, weight.shape[2:])
     return _place(op, _with_bias_slot(op, op.with_params(node, weight=1, bias=2)), 1)
+
+
+def _geometry(op: Op, taps: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    pads = list(op.attrs.get("pads", [0] * (2 * len(taps))))
+    before, behind = pads[: len(taps)], pads[len(taps) :]
+    if before != behind or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return {}
+    return window(taps, list(op.attrs.get("strides", [1])), before, list(op.attrs.get("dilations", [1])))
 
 
 def _with_bias_slot(op: Op, node: Node) -> Node:
@@ -170,7 +180,10 @@ def _max_pool(op: Op) -> Node | str:
 def _average_pool(op: Op) -> Node | str:
     padded = any(op.attrs.get("pads", ())) or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
     counted = bool(op.attrs.get("count_include_pad", 0)) and (padded or bool(op.attrs.get("ceil_mode", 0)))
-    return op.node("avg_pool", op.value(0), dims=_window(op), counts_padding=counted)
+    node = op.node("avg_pool", op.value(0), dims=_window(op), counts_padding=counted)
+    taps = tuple(op.attrs["kernel_shape"])
+    node.attrs |= {} if op.attrs.get("ceil_mode", 0) else {"kernel_size": taps, **_geometry(op, taps)}
+    return node
 
 
 def _global(kind: str) -> Rule:

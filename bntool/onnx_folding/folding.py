@@ -13,8 +13,10 @@ from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
 from bntool.graphs.onnx_tensors import Store, is_external, is_pending
 from bntool.onnx_folding.carry_out import carry_out
+from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
 from bntool.plan import Plan, make_plan
+from bntool.report.merges import Merged
 from bntool.rewriting import OutOfRange
 from bntool.sources.onnx_write import all_tensors, write
 from bntool.verify import Verification
@@ -31,6 +33,8 @@ class Folding:
     path: Path | None
     shapes: Shapes
     keep: Sequence[str]
+    merge: bool = False
+    merged: list[Merged] = field(default_factory=list)
     barred: dict[Hashable, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -40,6 +44,9 @@ class Folding:
             self.notes.append(INLINED)
 
     def plan(self) -> Plan:
+        """What `write` would do; with merged branches there is nothing to plan on but a merged copy."""
+        if self.merge:
+            return self._attempt({})[1]
         return make_plan(self._graph(self.model), keep=self.keep, barred=self.barred)
 
     def write(self, target: Path, barred: Mapping[Hashable, str] | None = None) -> Plan:
@@ -70,7 +77,9 @@ class Folding:
     def _attempt(self, barred: Mapping[Hashable, str]) -> tuple[OnnxGraph, Plan]:
         work = ModelProto()
         work.CopyFrom(self.model)
-        graph = self._graph(work)
+        store = Store(self.path)
+        self.merged = merge_branches(work, store, self.shapes, self.keep) if self.merge else []
+        graph = read(work, store, self.shapes)
         plan = make_plan(graph, keep=self.keep, barred={**self.barred, **barred})
         carry_out(graph, plan)
         check(graph.model, self.model)

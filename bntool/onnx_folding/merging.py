@@ -1,0 +1,33 @@
+"""Parallel branches and chains of an ONNX model made one Conv each, before its norms are folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from onnx import ModelProto
+
+from bntool.branches import find_merges
+from bntool.graphs.base import Node
+from bntool.graphs.onnx_ir import read
+from bntool.graphs.onnx_merge import apply_merges
+from bntool.graphs.onnx_tensors import Store
+from bntool.report.merges import Merged
+
+
+def merge_branches(
+    model: ModelProto, store: Store, shapes: Mapping[str, Iterable[int]], keep: Sequence[str]
+) -> list[Merged]:
+    """Merges in place until nothing is left to merge; no norm that `keep` names goes."""
+
+    def kept(norm: Node) -> bool:
+        return any(fnmatchcase(norm.where, glob) for glob in keep)
+
+    done: list[Merged] = []
+    while True:
+        graph = read(model, store, shapes)
+        merges = find_merges(graph, keep=kept)
+        names = apply_merges(graph, merges)
+        done += [Merged.of(m, name) for m, name in zip(merges, names, strict=True) if name]
+        if not any(names):
+            return done
