@@ -192,6 +192,16 @@ def test_a_decision_that_reads_the_value_keeps_it() -> None:
     assert "conv feeds 2 places" in reason(report)
 
 
+def test_a_way_for_other_batch_sizes_counts() -> None:
+    class OnlyLarge(Branchy):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.norm(y) if x.shape[0] < 9 else y
+
+    _, report = folded(OnlyLarge(same=True), X)
+    assert len(report.kept) == 1
+
+
 def test_what_surrounds_a_loop_is_an_island() -> None:
     _, report = folded(Loops(), X)
     assert names(report.folded) == ["block.1"]

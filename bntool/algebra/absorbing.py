@@ -28,7 +28,7 @@ def channel_map(m: ChannelAffine, axis: int, channels: int) -> ChannelAffine | B
         return Blocked("the map differs along more than its channels")
     if m.shape[axis] not in (1, channels):
         return Blocked("the map's channels are not its channels")
-    one = m.reshape(-1)
+    one = m.reshape((-1,))
     return ChannelAffine(one.scale.repeat(channels), one.shift.repeat(channels)) if one.shape == (1,) else one
 
 
@@ -47,9 +47,9 @@ def behind(kind: str, attrs: Attrs, shapes: Shapes, m: ChannelAffine) -> Channel
 
 def _behind_linear(kind: str, attrs: Attrs, shapes: Shapes, m: ChannelAffine) -> ChannelAffine | Blocked:
     form = channel_map(m, LINEAR[kind].axis(attrs), out_channels(kind, shapes["weight"], attrs))
-    if form and form.shifts and "bias" not in shapes and attrs.get("no_bias"):
-        return Blocked(str(attrs["no_bias"]))
-    return form
+    if isinstance(form, Blocked) or not form.shifts or "bias" in shapes or not attrs.get("no_bias"):
+        return form
+    return Blocked(str(attrs["no_bias"]))
 
 
 def _behind_norm(kind: str, attrs: Attrs, shapes: Shapes, m: ChannelAffine) -> ChannelAffine | Blocked:
@@ -67,7 +67,7 @@ def before(kind: str, attrs: Attrs, shapes: Shapes, m: ChannelAffine) -> Channel
     if kind not in LINEAR or kind == "embedding":
         return Blocked(f"{attrs.get('what', kind)} takes no map")
     form = channel_map(m, LINEAR[kind].axis(attrs), in_channels(kind, shapes["weight"], attrs))
-    if not form or not form.shifts:
+    if isinstance(form, Blocked) or not form.shifts:
         return form
     if attrs.get("padded"):
         return Blocked("its zero padding would need the shift too")

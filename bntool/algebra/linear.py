@@ -43,7 +43,8 @@ def _second(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
     within = np.arange(shape[1]).reshape(1, -1, *(1,) * (len(shape) - 2))
     if attrs["groups"] == 1:
         return within
-    return _first(shape, attrs) // (shape[0] // attrs["groups"]) * shape[1] + within
+    group: NDArray[np.int64] = _first(shape, attrs) // (shape[0] // attrs["groups"])
+    return group * shape[1] + within
 
 
 def _row(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
@@ -112,7 +113,8 @@ def carried(kind: str, weight: Array, attrs: Attrs, shift: Array) -> Array:
     assert row.in_of is not None
     product = weight * shift[row.in_of(weight.shape, attrs)]
     outs = np.broadcast_to(row.out_of(weight.shape, attrs), weight.shape)
-    return np.bincount(outs.ravel(), product.ravel(), out_channels(kind, weight.shape, attrs))
+    count = out_channels(kind, weight.shape, attrs)
+    return np.bincount(outs.ravel(), product.ravel(), count).astype(np.float64)
 
 
 def new_bias(bias: Array | None, carry: Array | None, post: ChannelAffine | None, outs: int) -> Array | None:

@@ -117,6 +117,12 @@ def _affine_module(kind: str) -> Build:
     return lambda call: Spec(kind, (call.get(0, "input"),), {}, _module_weights(call))
 
 
+def _layer_norm_module(call: Call) -> Spec:
+    """(Over one element it gives its bias, whatever it is given: then it reads nothing.)"""
+    size = math.prod(call.module().normalized_shape)  # type: ignore[arg-type]
+    return Spec("layer_norm", (call.get(0, "input"),) if size > 1 else (), {}, _module_weights(call))
+
+
 RANKS: dict[type[nn.Module], int | None] = {
     nn.BatchNorm1d: None,
     nn.BatchNorm2d: 4,
@@ -140,7 +146,11 @@ def _norm_module(call: Call) -> Spec | None:
     params = module_params(module, str(call.node.target), STATISTICS)
     if instance and not module.track_running_stats:
         params = {k: v for k, v in params.items() if k not in ("mean", "var")}
-    attrs = {"eps": float(module.eps), "training": module.training, "rank": rank or call.rank(x)}
+    attrs = {
+        "eps": float(module.eps),  # type: ignore[arg-type]
+        "training": module.training,
+        "rank": rank or call.rank(x),
+    }
     return Spec("instance_norm" if instance else "batch_norm", (x,), attrs, params)
 
 
@@ -407,7 +417,7 @@ MODULES: dict[type[nn.Module], Build] = {
     **dict.fromkeys(RANKS, _norm_module),
     nn.Linear: _linear_module,
     nn.Embedding: _embedding_module,
-    nn.LayerNorm: _affine_module("layer_norm"),
+    nn.LayerNorm: _layer_norm_module,
     nn.GroupNorm: _affine_module("group_norm"),
 }
 #: modules of torch itself that are not looked into: their forward leaves Python, or reads others' parameters

@@ -133,7 +133,7 @@ def moved_index(node: fx.Node, sizes: Sizes, root: nn.Module, shape: tuple[int, 
     return moved.numpy().astype(np.int64) - 1
 
 
-def _rerun(node: fx.Node, sizes: Sizes, root: nn.Module, numbered: torch.Tensor) -> torch.Tensor:
+def _rerun(node: fx.Node, sizes: Sizes, root: nn.Module, numbered: torch.Tensor) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     if is_piece(node):
@@ -293,7 +293,12 @@ class Translator:
 
     def _tensors(self, arguments: Any) -> list[fx.Node]:
         found: list[fx.Node] = []
-        fx.node.map_arg(arguments, lambda n: found.append(n) or n)
+
+        def note(node: fx.Node) -> fx.Node:
+            found.append(node)
+            return node
+
+        fx.node.map_arg(arguments, note)
         return [n for n in found if n not in self.plain]
 
     def _parameter(self, node: fx.Node) -> Node:

@@ -109,6 +109,26 @@ class Sizes:
         return value
 
 
+def rebatched(inputs: Inputs | None) -> list[Inputs]:
+    """The inputs as they would be for other batch sizes: one item, one more, many; none without a batch."""
+    if inputs is None:
+        return []
+    values = [*inputs[0], *inputs[1].values()]
+    batches = {v.shape[0] if v.ndim else None for v in values if isinstance(v, torch.Tensor)}
+    if len(batches) != 1 or None in batches:
+        return []
+    here = batches.pop() or 0
+
+    def resized(value: Any, batch: int) -> Any:
+        return value[:1].expand(batch, *value.shape[1:]) if isinstance(value, torch.Tensor) else value
+
+    return [
+        (tuple(resized(v, n) for v in inputs[0]), {k: resized(v, n) for k, v in inputs[1].items()})
+        for n in (1, here + 1, 4096)
+        if n != here and here
+    ]
+
+
 def _before(node: fx.Node) -> list[fx.Node]:
     result = []
     while (node := node.prev).op != "root":

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from bntool.graphs.fx_baked import computed_by_hook
-from bntool.graphs.fx_sizes import UNKNOWN, Sizes
+from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 
 #: control flow is followed through at most so many ways
 MAX_PATHS = 32
@@ -61,7 +61,7 @@ class Value(fx.Proxy):
         raise fx.proxy.TraceError("a number is read from data")
 
 
-def _in_place(name: str, function: Callable[..., Any]) -> None:
+def _in_place(name: str, function: Any) -> None:
     def method(self: Value, *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
@@ -108,12 +108,14 @@ class Tracer(fx.Tracer):
         self.failed_in: str | None = None
         self.watch = Watch()
         self.sizes: Sizes | None = None
+        self.other_sizes: list[Sizes] = []
         self.names: dict[int, str] = {}
 
     def run(self, root: nn.Module) -> fx.Graph:
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             self.names.setdefault(id(tensor), name)
         self.sizes = Sizes(root, self.inputs)
+        self.other_sizes = [Sizes(root, inputs) for inputs in rebatched(self.inputs)]
         return self.trace(root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -175,7 +177,11 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         known = self.known(obj.node)
-        if known is not UNKNOWN and not isinstance(known, torch.Tensor):
+        if (
+            known is not UNKNOWN
+            and not isinstance(known, torch.Tensor)
+            and self._whatever_the_batch(obj, known)
+        ):
             return bool(known)
         if self.taken == len(self.decisions):
             self.decisions.append(True)
@@ -183,10 +189,19 @@ class Tracer(fx.Tracer):
         self.watch.mark(obj, "which way the forward goes depends on this value")
         return self.decisions[self.taken - 1]
 
+    def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
+        """Whether a decision is the same for batches of one, of one more, of many."""
+        self.measuring = True
+        try:
+            others = [sizes.value(obj.node) for sizes in self.other_sizes]
+        finally:
+            self.measuring = False
+        return all(o is UNKNOWN or isinstance(o, torch.Tensor) or bool(o) == bool(known) for o in others)
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         known = self.known(obj.node)
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
-            return iter([obj[i] for i in range(len(known))])
+            return iter([obj[i] for i in range(len(known))])  # type: ignore[index]
         return super().iter(obj)
 
 

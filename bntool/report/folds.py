@@ -51,12 +51,8 @@ def _folded(step: Step, graph: Seen | None, biased: set[int]) -> list[FoldEntry]
     learned = sum(prod(params[name].shape) for name in ("weight", "bias") if name in params)
     width = max((BYTES.get(p.dtype, 4) for p in params.values()), default=4)
     size = sum(prod(p.shape) for p in params.values()) * width
-    figures = {
-        "parameters_saved": learned - added,
-        "macs_saved": _macs(step.norm, graph),
-        "bytes_saved": size - added * width,
-    }
-    return [FoldEntry(name, step.into, step.side, "", low, high, **figures) for name in step.norm.names]
+    figures = (learned - added, _macs(step.norm, graph), size - added * width)
+    return [FoldEntry(name, step.into, step.side, "", low, high, *figures) for name in step.norm.names]
 
 
 def _new_bias(absorb: Absorb, biased: set[int]) -> int:

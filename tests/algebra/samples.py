@@ -1,0 +1,117 @@
+"""One list of samples: an op of every row of the tables, on small random values, for the laws to run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bntool.algebra.affine import Array, Blocked
+from bntool.algebra.moves import Index
+
+Run = Callable[..., Tensor]
+IMAGE = (2, 4, 6, 6)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`run` on inputs of these `shapes` is an op of `kind` with `attrs`; `index` where it only moves data."""
+
+    name: str
+    kind: str
+    run: Run
+    shapes: tuple[tuple[int, ...], ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *values: Array) -> Array:
+        return self.run(*map(torch.from_numpy, values)).numpy()
+
+    def inputs(self, rng: np.random.Generator) -> list[Array]:
+        values = [rng.standard_normal(s) for s in self.shapes]
+        if self.attrs.get("rows_sum_to_one"):
+            values[0] = torch.from_numpy(values[0]).softmax(-1).numpy()
+        return values
+
+
+@dataclass(frozen=True)
+class SampleSite:
+    """A sample as the rules see it."""
+
+    sample: Sample
+    others: bool = False
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        return self.sample.attrs
+
+    @property
+    def arity(self) -> int:
+        return len(self.sample.shapes)
+
+    def sizes(self, port: int) -> tuple[int, ...]:
+        return self.sample.shapes[port]
+
+    def out_sizes(self) -> tuple[int, ...]:
+        return self.sample(*[np.zeros(s) for s in self.sample.shapes]).shape
+
+    def index(self) -> Index | Blocked:
+        numbered = np.arange(1.0, np.prod(self.sample.shapes[0]) + 1).reshape(self.sample.shapes[0])
+        return self.sample(numbered).astype(np.int64) - 1
+
+    def read_by_others(self, port: int) -> bool:
+        return self.others
+
+
+def one(name: str, kind: str, run: Run, shape: tuple[int, ...] = IMAGE, **attrs: Any) -> Sample:
+    return Sample(name, kind, run, (shape,), attrs)
+
+
+def two(name: str, kind: str, run: Run, a: tuple[int, ...], b: tuple[int, ...], **attrs: Any) -> Sample:
+    return Sample(name, kind, run, (a, b), attrs)
+
+
+PLANE = (-2, -1)
+ROWS = (2, 3, 5, 4)
+PASSES = [
+    one("clone", "identity", torch.clone),
+    one("relu", "relu", F.relu),
+    one("leaky relu", "relu", F.leaky_relu),
+    one("max pool", "max_pool", lambda x: F.max_pool2d(x, 3, 2, 1), dims=PLANE),
+    one("average pool", "avg_pool", lambda x: F.avg_pool2d(x, 2), dims=PLANE),
+    one("padded", "avg_pool", lambda x: F.avg_pool2d(x, 3, 1, 1), dims=PLANE, counts_padding=True),
+    one("overhanging", "avg_pool", lambda x: F.avg_pool2d(x, 4, 4, ceil_mode=True), dims=PLANE),
+    one("mean", "mean", lambda x: x.mean((2, 3)), dims=PLANE, keepdim=False),
+    one("kept mean", "mean", lambda x: x.mean((2, 3), keepdim=True), dims=PLANE, keepdim=True),
+    one("mean in the middle", "mean", lambda x: x.mean(2), dims=(-2,), keepdim=False),
+    one("bicubic", "upsample", lambda x: F.interpolate(x, size=9, mode="bicubic"), dims=PLANE),
+    one("nearest", "upsample", lambda x: F.interpolate(x, scale_factor=2), dims=PLANE),
+    one("zeros", "pad", lambda x: F.pad(x, (1, 2)), widths=((1, 2),), mode="constant", value=0.0),
+    one(
+        "reflect", "pad", lambda x: F.pad(x, (1, 2, 0, 1), "reflect"), widths=((0, 1), (1, 2)), mode="reflect"
+    ),
+    two("sum", "add", torch.add, IMAGE, IMAGE),
+    two("broadcast sum", "add", torch.add, IMAGE, (4, 1, 1)),
+    two("difference", "sub", torch.sub, IMAGE, IMAGE),
+    two("product", "mul", torch.mul, IMAGE, IMAGE),
+    two("gate", "mul", torch.mul, IMAGE, (2, 4, 1, 1)),
+    two("quotient", "div", torch.div, IMAGE, IMAGE),
+    one("number", "scalar", lambda x: 3 * x - 2, a=3.0, b=-2.0),
+    two("matmul", "matmul", torch.matmul, (2, 3, 5, 5), ROWS),
+    two("softmax", "matmul", torch.matmul, (2, 3, 5, 5), ROWS, rows_sum_to_one=True),
+    Sample("attention", "sdpa", F.scaled_dot_product_attention, (ROWS, ROWS, ROWS)),
+    two("concat", "concat", lambda *x: torch.cat(x, 1), IMAGE, (2, 3, 6, 6), dim=-3),
+    two("concat rows", "concat", lambda *x: torch.cat(x, 2), IMAGE, IMAGE, dim=-2),
+    one("flatten", "layout", lambda x: x.flatten(1)),
+    one("tokens", "layout", lambda x: x.flatten(2).transpose(1, 2)),
+    one("shuffle", "layout", lambda x: F.channel_shuffle(x, 2)),
+    one("pixels", "layout", lambda x: F.pixel_unshuffle(x, 2)),
+    one("slice", "layout", lambda x: x[:, 1:3, ::2]),
+    one("roll", "layout", lambda x: x.roll(2, -1)),
+    one("windows", "layout", lambda x: F.unfold(x, 3, padding=1)),
+    one("repeat", "layout", lambda x: x.repeat(1, 2, 1, 1)),
+]
