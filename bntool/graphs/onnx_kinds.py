@@ -15,6 +15,8 @@ from bntool.graphs.onnx_op import Move, Op, Slot
 from bntool.graphs.windows import window
 
 Rule = Callable[[Op], Node | str]
+#: the norm's default, which the format stores in float32
+EPSILON = float(np.float32(1e-5))
 COMPUTED = "its weight is computed"
 NO_RANK = "the rank of its input is not known"
 
@@ -103,7 +105,9 @@ def _rows_sum_to_one(a: Node) -> bool:
 
 
 def _batch_norm(op: Op) -> Node | str:
-    node = op.node("batch_norm", op.value(0), eps=float(op.attrs.get("epsilon", 1e-5)), training=_trains(op))
+    node = op.node(
+        "batch_norm", op.value(0), eps=float(op.attrs.get("epsilon", EPSILON)), training=_trains(op)
+    )
     node.attrs["rank"] = op.rank()
     node = op.with_params(node, weight=1, bias=2, mean=3, var=4)
     if len(node.params) < 4:

@@ -18,7 +18,7 @@ from bntool.onnx_folding.reference import Reference
 from bntool.plan import Plan, make_plan
 from bntool.report.merges import Merged
 from bntool.rewriting import OutOfRange
-from bntool.sources.onnx_write import all_tensors, write
+from bntool.sources.onnx_write import all_tensors, has_external_data, write
 from bntool.verify import Verification
 
 Shapes = Mapping[str, Iterable[int]]
@@ -54,7 +54,7 @@ class Folding:
         while True:
             try:
                 graph, plan = self._attempt(barred or {})
-                write(graph.model, graph.store, target)
+                write(graph.model, graph.store, target, outside=has_external_data(self.model))
                 return plan
             except OutOfRange as problem:
                 self.barred[problem.owner] = problem.reason

@@ -27,18 +27,27 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 CHUNK_BYTES, PAGE_BYTES = 1 << 20, 1 << 12
 
 
-def write(model: ModelProto, store: Store, path: Path) -> None:
+def write(model: ModelProto, store: Store, path: Path, *, outside: bool = False) -> None:
     """Write `model` to `path`; its external and pending tensors are streamed.
 
-    They go into the file itself, or into `NAME.data` beside it where the model has external data already or
-    would pass protobuf's 2 GiB. The model passed in is not changed.
+    They go into the file itself, or into `NAME.data` beside it: with `outside`, where the model has external
+    data, and where it would pass protobuf's 2 GiB. The model passed in is not changed.
     """
     tensors = [tensor for tensor in all_tensors(model.graph) if is_external(tensor)]
-    outside = any(location(tensor) not in (EMBEDDED, PENDING) for tensor in tensors)
-    if outside or sum(map(byte_size, tensors)) + model.ByteSize() > INLINE_LIMIT_BYTES:
+    if (
+        outside
+        or has_external_data(model)
+        or sum(map(byte_size, tensors)) + model.ByteSize() > INLINE_LIMIT_BYTES
+    ):
         _write_beside(model, store, path)
     else:
         _write_inline(model, store, path)
+
+
+def has_external_data(model: ModelProto) -> bool:
+    """Whether any tensor lies in a file of its own."""
+    tensors = (tensor for tensor in all_tensors(model.graph) if is_external(tensor))
+    return any(location(tensor) not in (EMBEDDED, PENDING) for tensor in tensors)
 
 
 def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:

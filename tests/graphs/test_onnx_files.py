@@ -1,0 +1,218 @@
+"""ONNX files: folded file to file with weights streamed, refused when damaged, never importing torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from onnx import ModelProto, external_data_helper, numpy_helper
+
+from bntool.errors import LoadError, UsageError, VerificationError
+from bntool.fold import fold
+from bntool.fold_onnx import fold_file
+from bntool.onnx_folding import carry_out
+from bntool.sources.inputs import parse_input
+from bntool.sources.onnx_wire import read_skeleton
+from tests.graphs.onnx_models import EXACT, by_runtime, count, error, model, norm, norm_weights, weight
+from tests.graphs.test_onnx_fold import node
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def two_layers(dtype: str = "float32", **options: Any) -> ModelProto:
+    """Weights large enough to stay in the file, and small ones that do not."""
+    nodes = [node("Conv", "x w", "y"), norm("y", "z"), node("Relu", "z", "r"), node("Conv", "r v", "s")]
+    weights = {"w": weight(32, 16, 3, 3), "v": weight(8, 32, 1, 1), **norm_weights(32)}
+    nodes.append(norm("s", "t", "bn2"))
+    shape = {"x": ["batch", 16, 6, 6]}
+    return model(nodes, shape, ["t"], {**weights, **norm_weights(8, "bn2")}, dtype=dtype, opset=20, **options)
+
+
+def saved(proto: ModelProto, path: Path, *, external: bool = False) -> Path:
+    copied = ModelProto()
+    copied.CopyFrom(proto)
+    onnx.save(copied, path, save_as_external_data=external, location="weights.bin", size_threshold=100)
+    return path
+
+
+def test_file_to_file(tmp_path: Path) -> None:
+    source, target = saved(two_layers(), tmp_path / "a.onnx"), tmp_path / "b.onnx"
+    before = source.read_bytes()
+    report = fold_file(source, target)
+    assert (report.found, len(report.folded)) == (2, 2)
+    assert report.verification.ok
+    assert [run.batch for run in report.verification.runs] == [1, 2]
+    onnx.checker.check_model(str(target), full_check=True)
+    assert count(onnx.load(target)) == 0
+    assert source.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_large_tensors_are_not_loaded_with_the_graph(tmp_path: Path) -> None:
+    source = saved(two_layers(), tmp_path / "a.onnx")
+    skeleton = read_skeleton(source)
+    assert {t.name: t.HasField("raw_data") for t in skeleton.graph.initializer}["w"] is False
+    assert skeleton.ByteSize() < source.stat().st_size / 3
+
+
+def test_external_data_stays_external(tmp_path: Path) -> None:
+    source, target = saved(two_layers(), tmp_path / "a.onnx", external=True), tmp_path / "b.onnx"
+    report = fold_file(source, target)
+    assert report.verification.ok
+    assert (tmp_path / "b.onnx.data").stat().st_size > 4 * 32 * 16 * 9
+    assert target.stat().st_size < 4000
+    found = onnx.load(target)
+    assert count(found) == 0
+    assert error(two_layers(), found) < 1e-5
+
+
+def test_external_data_elsewhere_is_not_read(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    source = saved(two_layers(), home / "a.onnx", external=True)
+    (home / "weights.bin").rename(tmp_path / "weights.bin")
+    with pytest.raises(LoadError, match="missing"):
+        fold_file(source, home / "b.onnx", verify=False)
+    proto = onnx.load(source, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            tensor.external_data[0].value = "../weights.bin"
+    onnx.save(proto, source)
+    with pytest.raises(LoadError, match="outside"):
+        fold_file(source, home / "b.onnx", verify=False)
+    assert not (home / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("part", ["nothing", "text", "half", "short data"])
+def test_a_damaged_file_ends_in_one_message(part: str, tmp_path: Path) -> None:
+    source = saved(two_layers(), tmp_path / "a.onnx", external=part == "short data")
+    whole = source.read_bytes()
+    if part == "short data":
+        data = tmp_path / "weights.bin"
+        data.write_bytes(data.read_bytes()[:100])
+    else:
+        source.write_bytes(
+            {"nothing": b"", "text": b"hello, this is no model", "half": whole[: len(whole) // 2]}[part]
+        )
+    with pytest.raises(LoadError):
+        fold_file(source, tmp_path / "b.onnx", verify=False)
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_an_existing_target_needs_force(tmp_path: Path) -> None:
+    source, target = saved(two_layers(), tmp_path / "a.onnx"), tmp_path / "b.onnx"
+    target.write_bytes(b"mine")
+    with pytest.raises(UsageError):
+        fold_file(source, target)
+    assert target.read_bytes() == b"mine"
+    fold_file(source, target, force=True)
+    assert count(onnx.load(target)) == 0
+
+
+def test_without_an_output_nothing_is_written(tmp_path: Path) -> None:
+    source = saved(two_layers(), tmp_path / "a.onnx")
+    assert len(fold_file(source).folded) == 2
+    assert len(fold_file(source, verify=False).folded) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_wrong_fold_is_not_written_and_its_norm_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = carry_out._multiplied
+
+    def damaged(old: Any, *rest: Any) -> Any:
+        return honest(old, *rest) * np.float32(1.01 if old.shape == (8, 32, 1, 1) else 1)
+
+    monkeypatch.setattr(carry_out, "_multiplied", damaged)
+    source = saved(two_layers(), tmp_path / "a.onnx")
+    with pytest.raises(VerificationError, match="from the fold of bn2 on") as caught:
+        fold_file(source, tmp_path / "b.onnx")
+    assert caught.value.exit_code == 6
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_float64_is_compared_by_the_reference_evaluator_and_said(tmp_path: Path) -> None:
+    source = saved(two_layers("float64"), tmp_path / "a.onnx")
+    verification = fold_file(source).verification
+    assert verification.ok
+    assert "reference evaluator" in verification.notes[0]
+    assert verification.smallest_tolerance < EXACT
+
+
+def test_sizes_of_open_inputs_can_be_given(tmp_path: Path) -> None:
+    proto = two_layers()
+    for dim in (2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[dim].dim_param = f"size{dim}"
+    source = saved(proto, tmp_path / "a.onnx")
+    report = fold_file(source, inputs=[parse_input("1x16x9x9")])
+    assert report.verification.ok
+    assert len(report.folded) == 2
+    with pytest.raises(UsageError, match="no input y"):
+        fold_file(source, inputs=[parse_input("y:1x16x9x9")])
+
+
+def test_onnx_ir_models_give_onnx_ir_models(tmp_path: Path) -> None:
+    for external in (False, True):
+        source = saved(two_layers(), tmp_path / f"{external}.onnx", external=external)
+        loaded = onnx_ir.load(source)
+        result = fold(loaded)
+        assert isinstance(result.model, onnx_ir.Model)
+        assert result.report.verification.ok
+        assert "BatchNormalization" not in {n.op_type for n in result.model.graph}
+        onnx_ir.save(result.model, tmp_path / f"{external}-folded.onnx")
+        assert error(two_layers(), onnx.load(tmp_path / f"{external}-folded.onnx")) < 1e-5
+
+
+def test_the_model_passed_in_is_not_changed() -> None:
+    proto = two_layers()
+    before = proto.SerializeToString()
+    by_runtime(proto)
+    assert proto.SerializeToString() == before
+
+
+def test_the_command_imports_neither_torch_nor_onnx_ir(tmp_path: Path) -> None:
+    source = saved(two_layers(), tmp_path / "a.onnx")
+    code = f"""
+import sys
+sys.argv = ["bntool", "fold", {str(source)!r}, "-o", {str(tmp_path / "b.onnx")!r}, "-q"]
+from bntool.cli.app import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+heavy = {{"torch", "onnx_ir", "sympy", "scipy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert count(onnx.load(tmp_path / "b.onnx")) == 0
+
+
+def test_the_function_imports_no_torch() -> None:
+    code = """
+import sys
+import onnx
+from tests.graphs.test_onnx_files import two_layers
+for name in [n for n in sys.modules if n.split(".")[0] == "torch"]:
+    raise AssertionError(name)
+import bntool
+assert bntool.fold(two_layers()).report.verification.ok
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_values_survive_to_the_last_bit_where_nothing_folds(tmp_path: Path) -> None:
+    source, target = saved(two_layers(), tmp_path / "a.onnx"), tmp_path / "b.onnx"
+    fold_file(source, target, keep=["*"])
+    old, new = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer} for p in (source, target)
+    )
+    assert old.keys() == new.keys()
+    assert all(np.array_equal(old[name], new[name]) for name in old)
