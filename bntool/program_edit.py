@@ -132,16 +132,11 @@ class ProgramEdit:
     # --- nodes
 
     def _bypass(self, norm: fx.Node) -> None:
-        """Let all who read the norm read its input; a copy of it where one of them writes in place."""
+        """Let all who read the norm read its input."""
         x = norm.args[0]
         assert isinstance(x, fx.Node)
         value = next((u for u in norm.users if u.target is operator.getitem and u.args[1] == 0), norm)
         value = value if aten_name(norm) in TUPLES else norm
-        if len(x.users) > 1 and any(_writes(user, value) for user in value.users):
-            with self.graph.inserting_before(norm):
-                copied = self.graph.call_function(torch.ops.aten.clone.default, (x,))
-            copied.meta = dict(value.meta)
-            x = copied
         value.replace_all_uses_with(x)
         self.signature.replace_all_uses(value.name, x.name)
         for user in list(norm.users):
@@ -204,12 +199,3 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 def _like(new: Tensor, old: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-
-
-def _writes(user: fx.Node, value: fx.Node) -> bool:
-    """Whether `user` overwrites `value`, or hands out a view of it that somebody might overwrite."""
-    target = user.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return True
-    aliases = (argument.alias_info for argument in target._schema.arguments)
-    return any(info is not None for info in aliases)

@@ -66,6 +66,7 @@ def _stand_in(value: Any) -> Any:
 
 def _finish(node: Node) -> None:
     """What a program can do that modules cannot, and the names a person knows."""
+    node.pinned = ""  # any call can be taken out of a graph
     if node.kind in CAN_TAKE_A_BIAS:
         node.attrs.pop("no_bias", None)
     named = (param.name.rpartition(".") for param in node.params.values())
