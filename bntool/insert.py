@@ -32,8 +32,8 @@ from bntool.pooling.batches import Call, calls, example_call
 from bntool.progress import Progress, silent
 from bntool.result import Result
 
-PROVEN_ON = 8
-"""Batches the proof in eval mode runs on, at most."""
+PROVEN_ON = 32
+"""Samples the proof in eval mode runs on, or the first batch if that is larger."""
 ROUNDING = 64
 """Machine epsilons of relative error that one inserted norm may add to an output."""
 
@@ -252,7 +252,8 @@ def _proven(
     options: Options,
     report: InsertReport,
 ) -> InsertReport:
-    evaluated = proof.in_eval(model, fresh, work[:PROVEN_ON])
+    enough = max(1, PROVEN_ON // work[0].size)
+    evaluated = proof.in_eval(model, fresh, work[:enough])
     trained = proof.in_train(model, fresh, norms, work) if norms else []
     preserving = options.init == "preserve" and all(KINDS[e.norm].preserves for e in report.inserted)
     weight = next((p for p in fresh.parameters() if p.is_floating_point()), torch.empty(0))

@@ -15,7 +15,7 @@ from bntool.norms.submodules import modes_kept
 from bntool.pooling.batches import Call
 from bntool.progress import Progress, silent
 
-RANDOM_SAMPLES = 64
+RANDOM_SAMPLES = 32
 """Samples of random inputs that stand in for data, at least."""
 
 
@@ -95,7 +95,7 @@ def set_similar(norm: nn.Module, seen: Moments) -> None:
 
 
 def random_calls(example: Call, *, seed: int = 0) -> list[Call]:
-    """The example and as many random inputs like it as make 64 samples: normal with its mean and spread.
+    """The example and as many random inputs like it as make 32 samples: normal with its mean and spread.
 
     Integers are drawn from the example's own values.
     """
