@@ -48,7 +48,7 @@ def fold_program(
     if verification is not None:
         verification.insist(where="the folded program")
     progress("verify", 2, 2)
-    return Result(folded, report_of(plan, notes=graph.notes, verification=verification))
+    return Result(folded, report_of(plan, graph, verification=verification))
 
 
 def _own_inputs(program: ExportedProgram) -> Any:

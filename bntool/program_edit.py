@@ -123,11 +123,21 @@ class ProgramEdit:
         if aten_name(own) == "mm":
             own.target, own.args = torch.ops.aten.addmm.default, (bias, *own.args)
             return
+        if aten_name(own) in ("bmm", "matmul"):
+            self._add_behind(own, bias)
+            return
         args = list(own.args)
         args += [None] * (BIAS_AT + 1 - len(args))
         args[BIAS_AT] = bias
         own.args = tuple(args)
         own.kwargs = {key: value for key, value in own.kwargs.items() if key != "bias"}
+
+    def _add_behind(self, own: fx.Node, bias: fx.Node) -> None:
+        with self.graph.inserting_after(own):
+            added = self.graph.call_function(torch.ops.aten.add.Tensor, (own, bias))
+        added.meta = dict(own.meta)
+        own.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
+        self.signature.replace_all_uses(own.name, added.name)
 
     # --- nodes
 

@@ -67,6 +67,7 @@ def _mm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
 
 
 TRANSPOSITIONS = (torch.t, torch.permute, torch.transpose)
+BROADCASTS = (torch.reshape, torch.broadcast_to, torch.clone)
 
 
 def untransposed(weight: Any) -> fx.Node | None:
@@ -78,6 +79,28 @@ def untransposed(weight: Any) -> fx.Node | None:
         return None
     order = weight.args[1:]
     return inner if order in ((), ([1, 0],), (0, 1), (1, 0)) else None
+
+
+def _bmm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    """A batched product with one parameter for the whole batch, as decompositions write a linear layer."""
+    weight = args[1]
+    while isinstance(weight, fx.Node) and weight.target in BROADCASTS and _same_rows(weight, weight.args[0]):
+        weight = weight.args[0]
+    inner = untransposed(weight)
+    return (torch.matmul, args) if inner is None else (F.linear, (args[0], inner))
+
+
+def _same_rows(a: fx.Node, b: Any) -> bool:
+    shapes = [getattr(getattr(node, "meta", {}).get("val"), "shape", None) for node in (a, b)]
+    return None not in shapes and shapes[0][-2:] == shapes[1][-2:]  # type: ignore[index]  # just looked
+
+
+def _expand(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    """To the shape it has: a copy."""
+    before, after = (getattr(n.meta.get("val"), "shape", None) for n in (args[0], node))
+    return (
+        (torch.clone, args[:1]) if before is not None and before == after else (torch.broadcast_to, args[:2])
+    )
 
 
 def _slice(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
@@ -123,7 +146,7 @@ REWRITES: dict[str, Rewrite] = {
     "linear": _same(F.linear),
     "addmm": _addmm,
     "mm": _mm,
-    "bmm": _same(torch.matmul),
+    "bmm": _bmm,
     "matmul": _same(torch.matmul),
     "batch_norm": _batch_norm,
     "native_batch_norm": _batch_norm,
@@ -160,7 +183,7 @@ REWRITES: dict[str, Rewrite] = {
     "_unsafe_view": _same(torch.reshape),
     "reshape": _same(torch.reshape),
     **{f"{name}_as": _same(getattr(torch.Tensor, f"{name}_as")) for name in ("reshape", "view", "expand")},
-    "expand": _first(torch.broadcast_to, 2),
+    "expand": _expand,
     "slice": _slice,
     "clone": _first(torch.clone, 1),
     "contiguous": _first(torch.clone, 1),
@@ -221,7 +244,7 @@ def as_torch_functions(graph: fx.Graph) -> None:
         elif name in REWRITES and not (name in TUPLES and _needs_more_than_the_first(node)):
             _rewrite(graph, node, name)
     for node in reversed(graph.nodes):
-        if node.target in TRANSPOSITIONS and not node.users:
+        if node.target in (*TRANSPOSITIONS, *BROADCASTS) and not node.users:
             graph.erase_node(node)
 
 

@@ -19,7 +19,7 @@ from bntool.graphs.fx_trace import Way
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3
 #: kinds that a program can give a bias they do not have
-CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear")
+CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear", "matmul_const")
 
 
 def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
@@ -67,7 +67,7 @@ def _stand_in(value: Any) -> Any:
 def _finish(node: Node) -> None:
     """What a program can do that modules cannot, and the names a person knows."""
     node.pinned = ""  # any call can be taken out of a graph
-    if node.kind in CAN_TAKE_A_BIAS:
+    if node.kind in CAN_TAKE_A_BIAS and node.attrs.get("side") != "left":
         node.attrs.pop("no_bias", None)
     named = (param.name.rpartition(".") for param in node.params.values())
     owner = next((head for head, _, leaf in named if head and leaf), "")

@@ -305,11 +305,21 @@ def rows_sum_to_one(value: Any, call: Call) -> bool:
         if name == "softmax":
             dim, rank = here.number(1, "dim", None), here.rank(value)
             return dim == -1 or (rank is not None and dim == rank - 1)
-        if name in ("contiguous", "clone", "type_as") or (name == "dropout" and _evaluated(here)):
+        if (
+            name in ("contiguous", "clone", "type_as")
+            or (name == "dropout" and _evaluated(here))
+            or (name in ("reshape", "view", "unsqueeze", "flatten") and _same_length(here))
+        ):
             value = here.get(0, "input")
         else:
             return False
     return False
+
+
+def _same_length(call: Call) -> bool:
+    """Whether the last dimension stays as long: then a reshape leaves every row what it is."""
+    before, after = call.shape(call.get(0, "input")), call.shape(call.node)
+    return bool(before) and bool(after) and before[-1] == after[-1]  # type: ignore[index]  # just looked
 
 
 def _evaluated(call: Call) -> bool:

@@ -99,9 +99,17 @@ def _matmul(op: Op) -> Node | str:
 
 
 def _rows_sum_to_one(a: Node) -> bool:
-    while a.kind == "identity":
+    while a.kind == "identity" or _keeps_rows(a):
         a = a.inputs[0]
     return a.kind == "softmax" and a.attrs["dim"] == -1
+
+
+def _keeps_rows(a: Node) -> bool:
+    """A reshape that leaves the last dimension as long as it is leaves every row what it is."""
+    if a.kind != "layout" or a.origin.proto.op_type not in ("Reshape", "Squeeze", "Unsqueeze"):
+        return False
+    before, after = a.inputs[0].origin.shape, a.origin.shape
+    return bool(before) and bool(after) and bool(before[-1] == after[-1])
 
 
 def _batch_norm(op: Op) -> Node | str:

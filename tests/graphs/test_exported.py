@@ -67,9 +67,11 @@ def test_sample_models(name: str, folds: int, decompose: bool) -> None:
     assert norms(result.model) == 0
 
 
-def test_a_linear_before_a_flatten_and_a_norm() -> None:
+@pytest.mark.parametrize("decompose", [False, True])
+def test_a_linear_before_a_flatten_and_a_norm(decompose: bool) -> None:
+    """Decompositions write such a linear layer as a batched product with its expanded weight."""
     module = importlib.import_module("sample_models.levit")
-    program = exported(module.levit(), *module.example_inputs())
+    program = exported(module.levit(), *module.example_inputs(), decompose=decompose)
     assert len(checked(program, *module.example_inputs()).report.folded) == 11
 
 
