@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bntool.bench.conduct import Measurement
-from bntool.bench.contention import Contention, in_words
+from bntool.bench.contention import in_words
 from bntool.bench.equality import OutputError, allowed_error, compare_outputs
 from bntool.bench.examine import Examination
 from bntool.bench.norm_names import norm_of
@@ -17,7 +17,8 @@ from bntool.bench.percentiles import Percentile, percentile
 from bntool.bench.plan import Case
 from bntool.bench.protocol import Sample
 from bntool.bench.result import Figures, Latency
-from bntool.bench.statistics import Ratio, interval
+from bntool.bench.sequential import detectable
+from bntool.bench.statistics import Ratio, interval, spread
 from bntool.bench.verdict import Verdict, margin
 
 #: a hypervisor that takes more than this share leaves nothing to be concluded
@@ -115,9 +116,12 @@ def doubted(case: Case, found: Measurement, index: int, verdict: Verdict, ratio:
     )
 
 
-def explanation(contention: Sequence[Contention], verdict: Verdict, found: Measurement) -> str:
+def explanation(verdict: Verdict, found: Measurement, index: int, alpha: float) -> str:
     """Why a comparison stayed inconclusive, in words."""
     if verdict is not Verdict.INCONCLUSIVE:
         return ""
-    words = in_words(contention)
-    return f"{found.stopped}" + (f"; {words}" if words else "")
+    between, _ = spread(found.pairs(index))
+    size = detectable(between, found.plan, alpha)
+    # with one process there is no spread between processes to say anything from
+    able = f"a full run would find a change of {size:.1%}" if math.isfinite(size) else ""
+    return "; ".join(filter(None, [found.stopped, able, in_words([r.contention for r in found.replicates])]))

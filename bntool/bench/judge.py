@@ -55,15 +55,22 @@ def final(found: Measurement, index: int, level: float) -> Ratio:
     return replace(ratio, p_value=look.ratio.p_value)
 
 
-def pair(t: Timed, index: int, ratio: Ratio) -> PairResult:
-    """The verdict on one candidate, from the interval, then from the evidence against it."""
+def verdict_on(t: Timed, index: int, ratio: Ratio, alpha: float) -> tuple[Verdict, str]:
+    """The verdict from the interval, then from the evidence against it; and why, where it needs a reason."""
     gate, found = t.case.gate, t.found
-    verdict, why = Verdict.INCONCLUSIVE, found.failures.get(index, "")
-    if not why:
-        verdict = decide(ratio, gate.tolerance, gate.floor_s, found.baseline_s())
-        why = doubted(t.case, found, index, verdict, ratio)
-        verdict = Verdict.INCONCLUSIVE if why else verdict
-        why = why or explanation([r.contention for r in found.replicates], verdict, found)
+    if index in found.failures:
+        return Verdict.INCONCLUSIVE, found.failures[index]
+    verdict = decide(ratio, gate.tolerance, gate.floor_s, found.baseline_s())
+    doubt = doubted(t.case, found, index, verdict, ratio)
+    if doubt:
+        return Verdict.INCONCLUSIVE, doubt
+    return verdict, explanation(verdict, found, index, alpha)
+
+
+def pair(t: Timed, index: int, ratio: Ratio, alpha: float) -> PairResult:
+    """Everything about one candidate against the baseline, before any confirmation."""
+    gate, found = t.case.gate, t.found
+    verdict, why = verdict_on(t, index, ratio, alpha)
     outputs = output_error(t.seen[0], t.seen[index], t.case.conditions.dtype)
     budgets = check_budgets(gate.budgets, t.seen[index].facts, outputs)
     between, within = spread(found.pairs(index)) if found.pairs(index) else (float("nan"), float("nan"))

@@ -121,7 +121,7 @@ def overhead(case: Case, spawn: Spawn) -> Mapping[str, float]:
 def judge(
     t: Timed, ratios: Mapping[int, Ratio], effort: Effort, waivers: Waivers, progress: Progress
 ) -> CaseResult:
-    pairs = [pair(t, i, ratios.get(i, UNKNOWN)) for i in range(1, len(t.case.candidates))]
+    pairs = [pair(t, i, ratios.get(i, UNKNOWN), effort.alpha) for i in range(1, len(t.case.candidates))]
     if effort.confirm and not t.found.one_process:
         pairs = confirmed(t, pairs, effort, progress)
     pairs = [waive(p, waivers) if p.gate == FAIL else p for p in pairs]

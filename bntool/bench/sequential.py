@@ -10,10 +10,15 @@ Source: Jennison and Turnbull, Group Sequential Methods, 1999, chapter 9.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bntool.bench.statistics import Ratio, interval
+from bntool.bench.student import two_sided_quantile
+
+#: chance that a difference of the stated size is found
+POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -63,3 +68,15 @@ def look_at(centers: Sequence[float], looks: Looks, index: int, alpha: float) ->
     raw = interval(centers, alpha * share)
     p_value = min(1.0, raw.p_value / share)
     return Look(index, Ratio(raw.estimate, raw.low, raw.high, raw.confidence, p_value))
+
+
+def detectable(between: float, looks: Looks, alpha: float) -> float:
+    """Smallest relative change that a full run finds with a chance of 80 %, from the spread of replicates.
+
+    (t at the last look's level + t at the power) standard errors of the mean over all planned replicates.
+    Source: the usual sample-size formula, solved for the effect (Cohen 1988, section 2.5).
+    """
+    degrees = max(1, looks.most - 1)
+    level, power = alpha * looks.share[-1], 2.0 * (1.0 - POWER)
+    steps = two_sided_quantile(level, degrees) + two_sided_quantile(power, degrees)
+    return math.expm1(steps * between / math.sqrt(looks.most))

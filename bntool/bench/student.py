@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 _TINY = 1e-300
 
@@ -43,6 +44,7 @@ def two_sided_p(t: float, df: int) -> float:
     return incomplete_beta(df / 2.0, 0.5, df / (df + t * t))
 
 
+@lru_cache(maxsize=1024)
 def two_sided_quantile(alpha: float, df: int) -> float:
     """The t with P(|T| >= t) = alpha: half an interval's width, in standard errors."""
     low, high = 0.0, 1.0

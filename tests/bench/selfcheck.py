@@ -15,7 +15,9 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +44,8 @@ COPIES = 6
 REF = f"{Path(__file__).with_name('nets.py')}:net(times={{}})"
 PAIRS = [(0, 1), (2, 3), (4, 5)]
 PLANTED = {"4 %": COPIES, "10 %": COPIES + 1}
+
+AUTHOR = ["-c", "user.name=selfcheck", "-c", "user.email=selfcheck@example.com"]
 
 Rounds = dict[int, Array]
 Pair = tuple[int, int]
@@ -190,6 +194,36 @@ def power(
     say("rank test on one run, p < 0.002", [q < 0.002 for q in rank_tests(pool, pair)])
 
 
+def documentation(runs: int) -> bool:
+    """Run the real command against the commit before one that changed only words. Returns: whether all
+    passed.
+    """
+    source = Path(__file__).with_name("nets.py").read_text()
+    codes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for text in (source, source.replace('"""Tiny networks', '"""Very tiny networks')):
+            Path(folder, "nets.py").write_text(text)
+            for arguments in (["init", "-q"], ["add", "-A"], [*AUTHOR, "commit", "-qm", "words"]):
+                subprocess.run(["git", *arguments], cwd=folder, check=True)
+        for number in range(runs):
+            asked = [
+                "bench",
+                "nets.py:net(times=50)",
+                "--against",
+                "git:HEAD~1",
+                "--json",
+                "--seed",
+                str(number),
+            ]
+            command = [sys.executable, "-m", "bntool", *asked, "--input", "1x8x16x16"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            codes.append(done.returncode)
+            verdict = json.loads(done.stdout)["comparisons"][0]["verdict"] if done.stdout else done.stderr
+            print(f"change of documentation, run {number + 1}: {verdict}, exit code {codes[-1]}", flush=True)
+    print(f"{codes.count(0)} of {len(codes)} passed")
+    return codes.count(0) == len(codes)
+
+
 def main() -> int:
     asked = argparse.ArgumentParser(prog="make bench-selfcheck", description=__doc__)
     asked.add_argument(
@@ -200,7 +234,12 @@ def main() -> int:
     )
     asked.add_argument("--budget", type=float, default=4.5, help="sampling seconds of nine replicates")
     asked.add_argument("--report-only", action="store_true", help="take nothing more")
+    asked.add_argument(
+        "--documentation", type=int, default=0, help="instead: so many runs against a changed word"
+    )
     options = asked.parse_args()
+    if options.documentation:
+        return 0 if documentation(options.documentation) else 1
     if not options.report_only:
         collect(options.data, options.replicates, Effort(budget_s=options.budget))
     lines = [json.loads(line) for line in options.data.read_text().splitlines()]

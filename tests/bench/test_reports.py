@@ -17,7 +17,8 @@ from bntool.bench.page import bench_page
 from bntool.bench.plan import Budgets, Gate
 from bntool.bench.result import Comparison
 from bntool.bench.run import run_cases
-from bntool.bench.selftest import add_sensitivity, detectable
+from bntool.bench.selftest import add_sensitivity
+from bntool.bench.sequential import SHARED, detectable
 from bntool.bench.verdict import Verdict
 from bntool.cli.screen import plain
 from bntool.errors import LoadError
@@ -162,7 +163,7 @@ def test_raw_times_and_broken_files_are_refused(text: str, message: str, tmp_pat
 
 def test_the_smallest_detectable_effect_is_found_as_often_as_it_says() -> None:
     between, hits, trials = 0.02, 0, 60
-    effect = detectable(between)
+    effect = detectable(between, SHARED, 0.05)
     for seed in range(trials):
         machine = Machine(
             {"a": 0.01, "b": 0.01 * (1 + effect)}, between=between / math.sqrt(2), within=0.001, seed=seed

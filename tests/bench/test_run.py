@@ -51,7 +51,9 @@ def test_a_verdict_follows_the_truth(other: str, verdict: Verdict, code: int, ap
 
 
 def test_the_same_model_passes_fifty_times_in_a_row() -> None:
-    codes = [run(Machine(COSTS, between=0.01, seed=s), case("base", "equal")).exit_code for s in range(50)]
+    short = replace(EFFORT, budget_s=2.0)
+    machines = [Machine(COSTS, between=0.01, seed=s) for s in range(50)]
+    codes = [run(m, case("base", "equal"), effort=short).exit_code for m in machines]
     assert codes == [0] * 50
 
 
@@ -85,7 +87,7 @@ def test_what_inconclusive_means_is_asked_for(meaning: str, code: int) -> None:
     machine = Machine(COSTS | {"near": 0.0105}, between=0.05)
     found = run(machine, case("base", "near"), on_inconclusive=meaning)
     assert only(found).verdict is Verdict.INCONCLUSIVE
-    assert only(found).why
+    assert "would find a change of" in only(found).why
     assert found.exit_code == code
 
 

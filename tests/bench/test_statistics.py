@@ -18,18 +18,14 @@ from bntool.bench.verdict import Verdict, decide, holm_levels
 BETWEEN, WITHIN = 0.008, 0.03  # of the log-ratio: what one process draws, what one round adds
 
 
-def replicate(rng: np.random.Generator, effect: float = 0.0, rounds: int = 40) -> float:
-    """One process's number: its own luck, heavy-tailed rounds, now and then a round that something
+def replicates(rng: np.random.Generator, count: int, effect: float = 0.0, rounds: int = 40) -> list[float]:
+    """A number per process: its own luck, heavy-tailed rounds, now and then a round that something
     interrupted.
     """
-    noise = WITHIN * rng.standard_t(3, rounds) + np.where(
-        rng.random(rounds) < 0.05, rng.normal(0, 0.7, rounds), 0.0
-    )
-    return center(effect + BETWEEN * rng.standard_normal() + noise)
-
-
-def replicates(rng: np.random.Generator, count: int, effect: float = 0.0) -> list[float]:
-    return [replicate(rng, effect) for _ in range(count)]
+    shape = (count, rounds)
+    noise = WITHIN * rng.standard_t(3, shape) + (rng.random(shape) < 0.05) * rng.normal(0, 0.7, shape)
+    luck = BETWEEN * rng.standard_normal((count, 1))
+    return [float(m) for m in np.median(effect + luck + noise, axis=1)]
 
 
 def most_by_chance(rate: float, trials: int) -> float:
