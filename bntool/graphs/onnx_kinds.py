@@ -357,6 +357,39 @@ def _flat(values: Array) -> Array:
     return values.reshape(-1)
 
 
+def _sequence(op: Op) -> Node | str:
+    """SplitToSequence: to the planner the sequence is the value it holds; SequenceAt takes a piece of it."""
+    if op.given(1) and op.const(1) is None:
+        return "its lengths are computed"
+    node = op.node("identity", op.value(0), cut=_cutter(op))
+    node.origin.shape = op.shape(0)
+    return node
+
+
+def _cutter(op: Op) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+    axis, lengths = int(op.attrs.get("axis", 0)), op.const(1)
+    cuts = None if lengths is None else lengths.fetch()
+
+    def cut(x: NDArray[Any]) -> list[NDArray[Any]]:
+        if cuts is None:
+            pieces = np.split(x, x.shape[axis], axis)
+            return pieces if op.attrs.get("keepdims", 1) else [piece.squeeze(axis) for piece in pieces]
+        places = np.cumsum(cuts)[:-1] if cuts.ndim else np.arange(cuts, x.shape[axis], cuts)
+        return list(np.split(x, places, axis))
+
+    return cut
+
+
+def _piece(op: Op) -> Node | str:
+    sequence, position = op.nodes.get(op.name(0)), op.const(1)
+    if sequence is None or position is None or "cut" not in sequence.attrs:
+        return "its sequence or its place in it is computed"
+    cut, place = sequence.attrs["cut"], int(position.fetch())
+    node = op.node("layout", sequence)
+    node.origin.move = lambda x: np.asarray(cut(x)[place])
+    return node
+
+
 def _names(rule: Rule, ops: Iterable[str]) -> dict[str, Rule]:
     return dict.fromkeys(ops, rule)
 
@@ -384,6 +417,8 @@ KINDS: dict[str, Rule] = {
     "Pad": _pad,
     "Gather": _gather,
     **_names(_layout, sorted(set(LAYOUT) - {"Gather", "Split"})),
+    "SplitToSequence": _sequence,
+    "SequenceAt": _piece,
     "Add": _arithmetic("add"),
     "Sub": _arithmetic("sub"),
     "Mul": _arithmetic("mul"),

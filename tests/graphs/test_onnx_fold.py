@@ -383,6 +383,22 @@ def test_keep_by_name() -> None:
     assert reasons(report) == ["kept as asked"]
 
 
+@pytest.mark.parametrize("split", [np.array(2), np.array([2, 2]), None])
+def test_through_a_piece_of_a_sequence(split: Any) -> None:
+    """torch's exporter writes a split as SplitToSequence and SequenceAt."""
+    lengths = {} if split is None else {"lengths": split}
+    names = ["y", *lengths]
+    pieces = helper.make_node("SplitToSequence", names, ["s"], name="split", axis=1)
+    width = 1 if split is None else 2
+    nodes = [node("Conv", "x w", "y"), pieces, node("SequenceAt", "s one", "p"), norm("p", "z")]
+    weights = {"w": weight(4, 3, 1, 1), "one": np.array(1), **norm_weights(width), **lengths}
+    made = model(nodes, {"x": [N, 3, 4, 4]}, ["z"], weights, dtype="float32", opset=20)
+    made.graph.value_info.append(helper.make_tensor_value_info("p", 1, [N, width, 4, 4]))
+    proto, report = by_runtime(made)
+    assert len(report.folded) == 1
+    assert count(proto) == 0
+
+
 def test_the_old_format_lists_initialisers_as_inputs() -> None:
     nodes = [node("Conv", "x w", "y"), norm("y", "z")]
     weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
