@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bntool.errors import RunError, UsageError, VerificationError
 from bntool.progress import Progress, silent
 from bntool.report.agreement import Agreement, compare, tolerance_for
 from bntool.result import SCHEMA_VERSION
+from bntool.rounding import MARGIN, rounding_noise
 from bntool.sources.base import Loaded
 from bntool.sources.running import Outputs, Runnable, runnable
 
@@ -102,7 +103,8 @@ def verify(
     Each is an nn.Module (run in eval mode), an exported program, an ONNX model, or a reference to one;
     without `example_inputs` those that `a`'s, else `b`'s reference names are used. `tolerance` is the largest
     difference allowed over the largest value of an output; by default it follows from the dtype and the
-    number of layers. Where both models allow it they also run with one more item in the batch.
+    number of layers, or from what last bits do to the reference where that amplifies rounding. Where both
+    models allow it they also run with one more item in the batch.
 
     Raises: UsageError when no inputs are known, LoadError for a bad reference, RunError when a model raises.
     """
@@ -119,7 +121,23 @@ def verify(
         runs += more
         notes += note
     progress("verify", 2, 2)
-    return Verification(allowed, tuple(runs), tuple(notes))
+    found = Verification(allowed, tuple(runs), tuple(notes))
+    if tolerance is None and not found.ok and first.kind == "module":
+        return _with_evidence(found, sides[0].model, inputs, reference)
+    return found
+
+
+def _with_evidence(found: Verification, model: Any, inputs: Any, reference: Outputs) -> Verification:
+    """The tolerance raised, where the reference itself amplifies rounding as much as the outputs differ."""
+    if not np.isfinite(found.smallest_tolerance):
+        return found
+    noise = rounding_noise(model, inputs, reference)
+    if found.smallest_tolerance > MARGIN * noise:
+        return found
+    note = (
+        f"the model amplifies rounding: moving its weights by their last bit moves the outputs by {noise:.1e}"
+    )
+    return replace(found, tolerance=MARGIN * noise, notes=(*found.notes, note))
 
 
 def tolerance_of(*models: Runnable) -> float:

@@ -25,6 +25,7 @@ FLOORS = (
             "fold_onnx",
             "fold_exported",
             "fold_graph",
+            "rounding",
             "merging",
             "insert",
             "calibrate",

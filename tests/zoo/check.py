@@ -106,7 +106,7 @@ def rounding_noise(model: nn.Module, inputs: tuple[Tensor, ...], want: list[Tens
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
-            bits = torch.randint(-1, 2, p.shape, generator=generator)
+            bits = torch.randint(-1, 2, p.shape, generator=generator).to(p)
             p.mul_(1 + bits * torch.finfo(p.dtype).eps)
     return relative_error(run(model, inputs)[0], want)
 
