@@ -17,7 +17,8 @@ from bntool.algebra.affine import Blocked
 from bntool.algebra.passing import NEED_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs
-from bntool.graphs.onnx_kinds import KINDS, split
+from bntool.graphs.onnx_kinds import KINDS
+from bntool.graphs.onnx_movement import split
 from bntool.graphs.onnx_op import Op, Origin
 from bntool.graphs.onnx_shapes import Typed, Types, infer, infer_inner, open_sizes, types_of
 from bntool.graphs.onnx_tensors import Store, dtype_name

@@ -134,6 +134,20 @@ def test_zero_padding_hides_a_shift_but_not_a_scale() -> None:
     assert len(report.folded) == 1
 
 
+@pytest.mark.parametrize(("taps", "stride"), [(1, 1), (2, 2), (3, 1), (1, 2)])
+def test_only_a_pointwise_transposed_convolution_takes_a_shift_in_front(taps: int, stride: int) -> None:
+    """Elsewhere its places get different numbers of taps, or different ones; a scale is always exact."""
+    after = node("ConvTranspose", "a w", "z", strides=[stride] * 2)
+    nodes = [node("Relu", "x", "r"), norm("r", "a"), after]
+    weights = {"w": weight(3, 4, taps, taps), **norm_weights(3)}
+    shape = {"x": [N, 3, 5, 5]}
+    _, report = by_runtime(model(nodes, shape, ["z"], weights, dtype="float32", opset=20))
+    assert bool(report.folded) == (taps == stride == 1)
+    weights["bn.bias"] = weights["bn.running_mean"] = np.zeros(3)
+    _, report = by_runtime(model(nodes, shape, ["z"], weights, dtype="float32", opset=20))
+    assert report.folded
+
+
 def test_through_concatenation_sum_pools_and_padding() -> None:
     nodes = [
         node("Conv", "x w1", "a"),
