@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from bntool.graphs.fx_modules import AFTERWARDS
 from bntool.graphs.fx_sizes import attribute
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
-from bntool.tensors import rewritten
+from bntool.tensors import out_of_range, overwrite, rewritten
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
         if not afterwards(module):
             memo[id(module)] = nn.Identity().train(module.training)
     result = copied(model, memo)
-    _finish(result, plan, tensors)
+    _finish(result, plan, tensors.biases)
     return result
 
 
@@ -58,14 +58,20 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
 
     Raises: OutOfRange when a new value does not fit its dtype; nothing has changed then.
     """
-    tensors = new_tensors(model, plan)
-    for old, new in tensors.changed:
-        old.data = new
-    _finish(model, plan, tensors)
+    todo = rewrites(plan.changes.values())
+    present = [(r, attribute(model, r.param.name)) for r in todo if r.param is not None]
+    for rewrite, old in present:
+        refusal = out_of_range(rewrite, old)
+        if refusal is not None:
+            raise OutOfRange(rewrite.node.owner, refusal.reason)
+    biases = [_new_bias(model, r) for r in todo if r.param is None]
+    for rewrite, old in present:
+        overwrite(rewrite, old)
+    _finish(model, plan, biases)
 
 
-def _finish(model: nn.Module, plan: Plan, tensors: Tensors) -> None:
-    for bias in tensors.biases:
+def _finish(model: nn.Module, plan: Plan, biases: Sequence[NewBias]) -> None:
+    for bias in biases:
         for path in bias.paths:
             model.get_submodule(path).register_parameter("bias", bias.parameter)
     for path in norm_paths(plan):

@@ -18,7 +18,7 @@ def has_lazy_parts(model: nn.Module) -> bool:
 def unsized(model: nn.Module) -> list[Any]:
     """The parameters and buffers that have no size yet."""
     tensors = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()))
-    return [t for t in tensors if is_lazy(t)]
+    return [t for t in tensors if t is not None and is_lazy(t)]
 
 
 def stand_ins(model: nn.Module) -> dict[int, Any]:

@@ -46,10 +46,11 @@ def record_changes(before: Structure, after: nn.Module) -> None:
 def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
     """The edits, in the order in which they have to be applied."""
     gone: list[str] = []
+    modules = dict(after.named_modules(remove_duplicate=False))
     for path, old in before.items():
         if any(f"{path}.".startswith(f"{other}.") for other in gone):
             continue
-        new = after.get_submodule(path)
+        new = modules[path]
         if old.parametrised and not parametrize.is_parametrized(new):
             gone.append(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}

@@ -20,10 +20,33 @@ def rewritten(rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor | Blocked:
         finite = bool(torch.isfinite(new).all())
     else:
         finite = multiply(old.detach(), _tensor(rewrite.scale, old), _tensor(rewrite.shift, old), new)
-    if finite:
-        return new
+    return new if finite else _refusal(rewrite, old)
+
+
+def _refusal(rewrite: Rewrite, old: torch.Tensor) -> Blocked:
     name = rewrite.param.name if rewrite.param is not None else rewrite.name
     return Blocked(f"{name} would leave the range of {str(old.dtype).removeprefix('torch.')}")
+
+
+def out_of_range(rewrite: Rewrite, old: torch.Tensor) -> Blocked | None:
+    """Why `old` cannot be overwritten, if it cannot; computed in full only where a bound does not tell."""
+    if rewrite.value is None and old.numel():
+        low, high = old.detach().aminmax()
+        factor = 1.0 if rewrite.scale is None else float(np.abs(rewrite.scale).max())
+        shift = 0.0 if rewrite.shift is None else float(np.abs(rewrite.shift).max())
+        if max(-float(low), float(high)) * factor + shift < torch.finfo(old.dtype).max:
+            return None
+    outcome = rewritten(rewrite, old)
+    return outcome if isinstance(outcome, Blocked) else None
+
+
+def overwrite(rewrite: Rewrite, old: torch.Tensor) -> None:
+    """The new value in the old one's place, piece by piece."""
+    place = old.detach()
+    if rewrite.value is not None:
+        place.copy_(torch.from_numpy(np.ascontiguousarray(rewrite.value)).reshape(old.shape))
+    else:
+        multiply(place, _tensor(rewrite.scale, old), _tensor(rewrite.shift, old), place)
 
 
 def multiply(

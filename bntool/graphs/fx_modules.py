@@ -129,8 +129,8 @@ def _why_left_out(name: str, hidden: list[str]) -> str:
 def moved_index(node: fx.Node, sizes: Sizes, root: nn.Module, shape: tuple[int, ...]) -> Index:
     """Run a data movement on numbered elements (from 1, so that a padded zero shows)."""
     numbered = torch.arange(1, int(np.prod(shape)) + 1, dtype=torch.float64).reshape(shape)
-    moved = _rerun(node, sizes, root, numbered)
-    return moved.numpy().astype(np.int64) - 1
+    moved: Index = _rerun(node, sizes, root, numbered).numpy().astype(np.int64)
+    return moved - 1
 
 
 def _rerun(node: fx.Node, sizes: Sizes, root: nn.Module, numbered: torch.Tensor) -> Any:
@@ -142,7 +142,7 @@ def _rerun(node: fx.Node, sizes: Sizes, root: nn.Module, numbered: torch.Tensor)
             source, [numbered, *_real(source.args[1:], sizes, root)], _real(source.kwargs, sizes, root)
         )
         del inner
-        return pieces[node.args[1]]  # type: ignore[index]
+        return pieces[node.args[1]]
     return _apply(node, [numbered, *_real(node.args[1:], sizes, root)], _real(node.kwargs, sizes, root))
 
 
