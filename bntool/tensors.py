@@ -9,7 +9,7 @@ from bntool.algebra.affine import Array, Blocked
 from bntool.rewriting import Rewrite
 
 #: elements worked on at a time, so that their float64 copy stays in the processor's cache
-PIECE = 1 << 16
+PIECE = 1 << 17
 
 
 def rewritten(rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor | Blocked:
@@ -57,15 +57,16 @@ def multiply(
         old, new = old.reshape(1), new.reshape(1)
     rows = max(1, PIECE // max(1, old[0].numel())) if old.shape[0] else 1
     finite = True
+    space = torch.empty_like(old[:rows], dtype=torch.float64)
     for start in range(0, old.shape[0], rows):
         here = slice(start, start + rows)
-        piece = old[here].to(torch.float64, copy=True)
+        piece = space[: min(rows, old.shape[0] - start)].copy_(old[here])
         if scale is not None:
             piece.mul_(_rows(scale, here))
         if shift is not None:
             piece.add_(_rows(shift, here))
-        new[here] = piece
-        finite = finite and bool(new[here].sum().isfinite() or new[here].isfinite().all())
+        result = new[here].copy_(piece)
+        finite = finite and bool(result.sum().isfinite() or result.isfinite().all())
     return finite
 
 
