@@ -73,6 +73,21 @@ class Doubled(nn.BatchNorm2d):
         return super().forward(x) * 2
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """The way detection libraries write it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.eps = 1e-5
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+
+
 class Named(nn.BatchNorm2d):
     """A subclass that adds nothing."""
 
@@ -86,6 +101,7 @@ GO: dict[str, nn.Module] = {
     "functional conv": Functional(),
     "same conv": chain(SameConv(4, 4, 3), nn.BatchNorm2d(4)),
     "same conv without bias": chain(SameConv(4, 4, 3, bias=False), nn.BatchNorm2d(4)),
+    "frozen": chain(nn.Conv2d(4, 4, 3), FrozenBatchNorm2d(4)),
     "plain subclass": chain(nn.Conv2d(4, 4, 3), Named(4)),
     "norm with activation": chain(nn.Conv2d(4, 4, 3), NormAct(4)),
 }

@@ -12,6 +12,7 @@ from torch import fx, nn
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_calls import Call, Spec, module_params, names
+from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.windows import window
 
@@ -152,6 +153,13 @@ def _norm_module(call: Call) -> Spec | None:
         "rank": rank or call.rank(x),
     }
     return Spec("instance_norm" if instance else "batch_norm", (x,), attrs, params)
+
+
+def frozen_norm(call: Call) -> Spec:
+    module = call.module()
+    params = module_params(module, str(call.node.target), STATISTICS)
+    attrs = {"eps": float(module.eps), "training": False, "rank": 4}  # type: ignore[arg-type]
+    return Spec("batch_norm", (call.get(0, "x"),), attrs, params)
 
 
 def _norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:
@@ -461,7 +469,7 @@ IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 def is_leaf(module: nn.Module, path: str) -> bool:
     """Modules whose call is one node: those of the table by exact type, and what cannot be looked into."""
-    if own_type(module) in MODULES:
+    if own_type(module) in MODULES or is_frozen_norm(module):
         return True
     torch_own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
     return torch_own and (isinstance(module, TORCH_LEAVES) or not _simple(module))

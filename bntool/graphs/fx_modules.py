@@ -25,12 +25,14 @@ from bntool.graphs.fx_calls import (
     owner_part,
     param_of,
 )
+from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_kinds import (
     FUNCTIONS,
     LAYOUT_ATTRIBUTES,
     MODULES,
     PIECES,
     changes_in_place,
+    frozen_norm,
     function_name,
 )
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, attribute
@@ -118,7 +120,8 @@ def norm_modules(root: nn.Module) -> list[str]:
     """Paths of the modules that normalise with running statistics."""
     bases = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
     modules = [(n, m) for n, m in root.named_modules() if isinstance(m, bases)]
-    return [n for n, m in modules if m.track_running_stats or not isinstance(m, bases[1])]
+    frozen = [n for n, m in root.named_modules() if is_frozen_norm(m)]
+    return [n for n, m in modules if m.track_running_stats or not isinstance(m, bases[1])] + frozen
 
 
 def _why_left_out(name: str, hidden: list[str]) -> str:
@@ -255,7 +258,8 @@ class Translator:
     def _spec(self, node: fx.Node) -> Spec | None:
         call = Call(node, self.part, self.way.sizes, self.plain)
         if node.op == "call_module":
-            build = MODULES.get(own_type(call.module()))
+            module = call.module()
+            build = MODULES.get(own_type(module), frozen_norm if is_frozen_norm(module) else None)
         elif is_piece(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
