@@ -1,7 +1,7 @@
 """Frozen batch norms: plain modules with a norm's buffers, as detection libraries write them.
 
-They are no subclass of torch's norms and each library has its own, so one is recognised by what it holds and by
-what it does: on random values it must compute the norm's map.
+They are no subclass of torch's norms and each library has its own, so one is recognised by what it holds and
+by what it does: on random values it must compute the norm's map.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ BUFFERS = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """Whether a module called Frozen... applies `weight * (x - mean) / sqrt(var + eps) + bias` per channel."""
+    """Whether a module called Frozen... computes `weight * (x - mean) / sqrt(var + eps) + bias`."""
     if not type(module).__name__.startswith("Frozen") or not module._buffers.keys() >= set(BUFFERS):
         return False
     weight, bias, mean, var = (module._buffers[name] for name in BUFFERS)

@@ -12,7 +12,6 @@ from torch import fx, nn
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_calls import Call, Spec, module_params, names
-from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.windows import window
 
@@ -469,7 +468,7 @@ IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 def is_leaf(module: nn.Module, path: str) -> bool:
     """Modules whose call is one node: those of the table by exact type, and what cannot be looked into."""
-    if own_type(module) in MODULES or is_frozen_norm(module):
+    if own_type(module) in MODULES:
         return True
     torch_own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
     return torch_own and (isinstance(module, TORCH_LEAVES) or not _simple(module))

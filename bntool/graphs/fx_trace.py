@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from bntool.graphs.fx_baked import computed_by_hook
+from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 
 #: control flow is followed through at most so many ways
@@ -109,17 +110,19 @@ class Tracer(fx.Tracer):
         self.watch = Watch()
         self.sizes: Sizes | None = None
         self.other_sizes: list[Sizes] = []
+        self.frozen: set[nn.Module] = set()
         self.names: dict[int, str] = {}
 
     def run(self, root: nn.Module) -> fx.Graph:
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             self.names.setdefault(id(tensor), name)
+        self.frozen = {m for m in root.modules() if is_frozen_norm(m)}
         self.sizes = Sizes(root, self.inputs)
         self.other_sizes = [Sizes(root, inputs) for inputs in rebatched(self.inputs)]
         return self.trace(root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.is_leaf(m, module_qualified_name)
+        return m in self.frozen or self.is_leaf(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
@@ -148,7 +151,7 @@ class Tracer(fx.Tracer):
             why = f"a hook on {name} sees this value" if has_hooks(m) else ""
             if why:
                 self.watch.mark((args, kwargs), why)
-            if self.is_leaf(m, name):
+            if self.is_leaf_module(m, name):
                 result = self.create_proxy("call_module", name, args, kwargs)
             else:
                 result = m.forward(*args, **kwargs)
