@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,15 @@ def read(path: Path) -> str:
         return ""
 
 
-def waited_s() -> float:
-    """Seconds that threads of this process were ready to run and had no CPU; the one that waited most."""
-    waits = [float(text.split()[1]) for text in map(read, PROC.glob("self/task/*/schedstat")) if text]
-    return max(waits, default=0.0) / 1e9
+def waits() -> dict[str, int]:
+    """Nanoseconds that each thread of this process was ready to run and had no CPU, so far."""
+    files = PROC.glob("self/task/*/schedstat")
+    return {file.parent.name: int(text.split()[1]) for file in files if (text := read(file))}
+
+
+def waited_s(before: Mapping[str, int], after: Mapping[str, int]) -> float:
+    """Seconds between two moments that the thread waited that waited most: the others wait for it."""
+    return max((ns - before.get(thread, 0) for thread, ns in after.items()), default=0) / 1e9
 
 
 def faults_and_switches() -> tuple[int, int]:

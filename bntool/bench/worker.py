@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bntool.bench.clock import WallClock
-from bntool.bench.contention import faults_and_switches, waited_s
+from bntool.bench.contention import faults_and_switches, waited_s, waits
 from bntool.bench.protocol import Candidate, Conditions, Sample
 from bntool.bench.runtimes import runtime
 from bntool.bench.runtimes.base import Session
@@ -123,7 +123,7 @@ class Worker:
         if prime:
             session.run()
         session.clock.ready()
-        waited, (faults, switches), at = waited_s(), faults_and_switches(), time.monotonic()
+        before, (faults, switches), at = waits(), faults_and_switches(), time.monotonic()
         took = session.clock.time(session.run, loops)
         more_faults, more_switches = faults_and_switches()
         return Sample(
@@ -131,7 +131,7 @@ class Worker:
             number,
             at,
             took,
-            (waited_s() - waited) / loops,
+            waited_s(before, waits()) / loops,
             (more_faults - faults) / loops,
             more_switches - switches,
         )
