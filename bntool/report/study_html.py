@@ -12,6 +12,8 @@ from bntool.report.study_style import STYLE
 Document = Mapping[str, Any]
 #: a sign beside each verdict, so that colour is not the only carrier
 SIGNS = {"shown": "✓", "not shown": "○", "reversed": "↺", "inconclusive": "?"}
+#: claims that are drawbacks: small batches, cost, better alternatives
+LIMITS = (5, 6, 7)
 MEANINGS = {
     "shown": "the effect is there, in the direction claimed, and large enough to matter",
     "not shown": "an effect large enough to matter is ruled out",
@@ -46,20 +48,32 @@ def header(found: Document) -> str:
     )
 
 
-def badge(verdict: str) -> str:
-    return f"<span class='badge {verdict.replace(' ', '-')}'>{SIGNS[verdict]} {escape(verdict)}</span>"
+def badge(claim: Document) -> str:
+    verdict = claim["verdict"]
+    limit = " limit" if claim["number"] in LIMITS else ""
+    return f"<span class='badge {verdict.replace(' ', '-')}{limit}'>{SIGNS[verdict]} {escape(verdict)}</span>"
 
 
 def summary(found: Document) -> str:
-    rows = "".join(
-        f"<li>{badge(c['verdict'])}<a class='ask' href='#claim-{c['number']}'>"
-        f"{c['number']}. {escape(c['question'])}</a>"
-        f"<span class='told'>{escape(c['headline'])}</span></li>"
-        for c in found["claims"]
-    )
+    """Benefits and limits apart: "shown" is good news in one list and bad news in the other."""
+    gains = [c for c in found["claims"] if c["number"] not in LIMITS]
+    limits = [c for c in found["claims"] if c["number"] in LIMITS]
     seen = dict.fromkeys(c["verdict"] for c in found["claims"])
     meaning = "; ".join(f"<b>{escape(v)}</b>: {escape(MEANINGS[v])}" for v in seen)
-    return f"<ul class='verdicts'>{rows}</ul><p class='muted'>{meaning}.</p>"
+    told = listed("What it is said to do for you", gains) + listed("What it is said to cost you", limits)
+    return f"{told}<p class='muted'>{meaning}.</p>"
+
+
+def listed(title: str, claims: Sequence[Document]) -> str:
+    if not claims:
+        return ""
+    rows = "".join(
+        f"<li>{badge(c)}<a class='ask' href='#claim-{c['number']}'>"
+        f"{c['number']}. {escape(c['question'])}</a>"
+        f"<span class='told'>{escape(c['headline'])}</span></li>"
+        for c in claims
+    )
+    return f"<h3>{escape(title)}</h3><ul class='verdicts'>{rows}</ul>"
 
 
 def recommendation(found: Document) -> str:
@@ -76,7 +90,7 @@ def claim(found: Document) -> str:
     charts = "".join(draw(c) for c in found["charts"])
     conditions = "".join(f"<li>{escape(c)}</li>" for c in found["conditions"])
     return (
-        f"<section id='claim-{found['number']}'>{badge(found['verdict'])}"
+        f"<section id='claim-{found['number']}'>{badge(found)}"
         f"<h2>{found['number']}. {escape(found['question'])}</h2><p>{escape(found['headline'])}</p>"
         f"{f'<ul>{conditions}</ul>' if conditions else ''}<div class='charts'>{charts}</div>"
         f"{measures(found['measures'])}{''.join(map(table, found['tables']))}"

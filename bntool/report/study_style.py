@@ -25,7 +25,7 @@ p { margin: .4rem 0; max-width: 75ch; }
 code { font-size: .92em; overflow-wrap: anywhere; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 section { border-top: 1px solid var(--line); padding-top: 26px; margin-top: 34px; }
-.verdicts { list-style: none; padding: 0; margin: 18px 0; border: 1px solid var(--line); border-radius: 10px;
+.verdicts { list-style: none; padding: 0; margin: 6px 0 18px; border: 1px solid var(--line); border-radius: 10px;
   overflow: hidden; }
 .verdicts li { display: grid; grid-template-columns: 9.5rem 1fr; gap: 2px 16px; padding: 13px 16px;
   border-top: 1px solid var(--line); align-items: start; }
@@ -35,6 +35,7 @@ section { border-top: 1px solid var(--line); padding-top: 26px; margin-top: 34px
 .badge { display: inline-block; font-weight: 650; font-size: .86rem; padding: 2px 10px; border-radius: 99px;
   border: 1.5px solid currentColor; white-space: nowrap; justify-self: start; }
 .shown { color: var(--good); } .reversed { color: var(--bad); }
+.shown.limit { color: var(--bad); } .reversed.limit { color: var(--good); }
 .not-shown { color: var(--idle); } .inconclusive { color: var(--open); }
 .box { background: var(--card); border-radius: 10px; padding: 16px 18px; margin: 18px 0; }
 .box ul { margin: .4rem 0; padding-left: 1.2rem; }

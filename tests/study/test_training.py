@@ -159,3 +159,10 @@ def test_layers_are_added_where_the_factory_has_no_depth() -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in deep.modules()) == 6
     assert deep(*setting.example()).shape == (4, 10)
     assert torch.equal(convs[0].weight, setting.build(Trial("none", 0)).conv1.weight)
+
+
+def test_every_seed_draws_its_own_weights() -> None:
+    source = ModelSource(MLP)
+    one, two, again = source.fresh(1), source.fresh(2), source.fresh(1)
+    assert not torch.equal(one[1].weight, two[1].weight)
+    assert torch.equal(one[1].weight, again[1].weight)

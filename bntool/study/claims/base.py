@@ -164,9 +164,9 @@ def difference(
 
 
 def across(name: str, x: Sequence[float], values: Sequence[Sequence[float]], level: float = 0.95) -> Series:
-    """A line through the means with their intervals over seeds."""
+    """A line through the means with their intervals over seeds; no score is above 1."""
     spans = [paired_t(v, level) for v in values]
-    ends = [(s.low, s.high) if math.isfinite(s.low) else (s.estimate, s.estimate) for s in spans]
+    ends = [(s.low, min(s.high, 1.0)) if math.isfinite(s.low) else (s.estimate, s.estimate) for s in spans]
     return Series(
         name,
         tuple(map(float, x)),

@@ -112,13 +112,13 @@ def conditions(plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Res
         m = found[f"test score at {plan.vary} {deepest}, {init} initialisation"]
         without, with_norm = (mean(scores(runs[n, init, deepest])) for n in (plan.baseline, plan.treated))
         said.append(
-            f"With {init.title()} initialisation at {plan.vary} {deepest}: {m.verdict} "
+            f"With {init_name(init)} initialisation at {plan.vary} {deepest}: {m.verdict} "
             f"({without:.3f} without, {with_norm:.3f} with)."
         )
         own = next(x for x in measures if x.primary).verdict
         if own is Verdict.SHOWN and m.verdict is not Verdict.SHOWN:
             said.append(
-                f"So it is the initialisation that fails at this depth; {init.title()} repairs it "
+                f"So it is the initialisation that fails at this depth; {init_name(init)} repairs it "
                 "without a norm."
             )
     return said
@@ -131,10 +131,15 @@ def unfinished(plan: Plan, runs: Mapping[Cell, list[Result]]) -> list[str]:
         fit = mean([float(r["train_score"]) for r in results])
         if depth == max(plan.depths) and 0.5 < fit < FITTED:
             said.append(
-                f"{called(norm).capitalize()} with {init} initialisation has not been trained to the end in "
+                f"{called(norm).capitalize()} with {init_name(init)} initialisation has not been trained to the end in "
                 f"{plan.steps} steps (training score {fit:.2f}): this is speed as much as depth."
             )
     return said
+
+
+def init_name(init: str) -> str:
+    """He and Xavier are names."""
+    return init if init == "default" else init.title()
 
 
 def chart(plan: Plan, runs: Mapping[Cell, list[Result]], init: str) -> Chart:
@@ -142,7 +147,9 @@ def chart(plan: Plan, runs: Mapping[Cell, list[Result]], init: str) -> Chart:
         across(n, plan.depths, [scores(runs[n, init, d]) for d in plan.depths], plan.level)
         for n in (plan.baseline, plan.treated)
     ]
-    return Chart(f"Test score by depth, {init} initialisation", plan.vary, "test score", tuple(lines))
+    return Chart(
+        f"Test score by depth, {init_name(init)} initialisation", plan.vary, "test score", tuple(lines)
+    )
 
 
 def table(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, float]) -> Table:
