@@ -25,7 +25,8 @@ p { margin: .4rem 0; max-width: 75ch; }
 code { font-size: .92em; overflow-wrap: anywhere; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 section { border-top: 1px solid var(--line); padding-top: 26px; margin-top: 34px; }
-.verdicts { list-style: none; padding: 0; margin: 6px 0 18px; border: 1px solid var(--line); border-radius: 10px;
+.verdicts {
+  list-style: none; padding: 0; margin: 6px 0 18px; border: 1px solid var(--line); border-radius: 10px;
   overflow: hidden; }
 .verdicts li { display: grid; grid-template-columns: 9.5rem 1fr; gap: 2px 16px; padding: 13px 16px;
   border-top: 1px solid var(--line); align-items: start; }

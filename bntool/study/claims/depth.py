@@ -131,8 +131,8 @@ def unfinished(plan: Plan, runs: Mapping[Cell, list[Result]]) -> list[str]:
         fit = mean([float(r["train_score"]) for r in results])
         if depth == max(plan.depths) and 0.5 < fit < FITTED:
             said.append(
-                f"{called(norm).capitalize()} with {init_name(init)} initialisation has not been trained to the end in "
-                f"{plan.steps} steps (training score {fit:.2f}): this is speed as much as depth."
+                f"{called(norm).capitalize()} with {init_name(init)} initialisation has not been trained "
+                f"to the end in {plan.steps} steps (training score {fit:.2f}): this is speed as much as depth."
             )
     return said
 
