@@ -132,7 +132,7 @@ def unfinished(plan: Plan, runs: Mapping[Cell, list[Result]]) -> list[str]:
         if depth == max(plan.depths) and 0.5 < fit < FITTED:
             said.append(
                 f"{called(norm).capitalize()} with {init_name(init)} initialisation has not been trained "
-                f"to the end in {plan.steps} steps (training score {fit:.2f}): this is speed as much as depth."
+                f"to the end in {plan.steps} steps (training score {fit:.2f}): so this is speed as well."
             )
     return said
 
