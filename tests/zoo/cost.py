@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +52,16 @@ def model_of(name: str) -> object:
     return network("torchvision", name)
 
 
-def quickest(work: Callable[[], object], rounds: int) -> float:
-    """Seconds of the fastest of some runs."""
-    times = []
+def interleaved(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run, taken in turns, so that whatever else the machine does meets all alike."""
+    times: dict[str, list[float]] = {key: [] for key in works}
     for _ in range(rounds):
-        gc.collect()
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for key, work in works.items():
+            gc.collect()
+            start = time.perf_counter()
+            work()
+            times[key].append(time.perf_counter() - start)
+    return times
 
 
 def measure_time(name: str) -> dict[str, float]:
@@ -70,8 +71,8 @@ def measure_time(name: str) -> dict[str, float]:
 
     model = model_of(name)
     rounds = 2 if name == "regnet_y_128gf" else ROUNDS
-    ours = quickest(lambda: fold(model, verify=False), rounds)
-    return {"ours": ours, "theirs": quickest(lambda: fuse(model), rounds)}
+    works = {"ours": lambda: fold(model, verify=False), "theirs": lambda: fuse(model)}
+    return {key: min(values) for key, values in interleaved(works, rounds).items()}
 
 
 def resident(field: str) -> int:
@@ -91,7 +92,7 @@ def measure_memory(name: str) -> dict[str, float]:
     gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    fold_(model, verify=False)
+    fold_(model)
     return {"ours": size + resident("VmHWM") - before, "theirs": size}
 
 
@@ -106,7 +107,6 @@ def without_norms(model: object, names: set[str]) -> object:
 
 
 def measure_latency(name: str) -> dict[str, float]:
-    """Interleaved, so that whatever else the machine does meets both alike."""
     import torch
 
     from bntool import fold
@@ -114,37 +114,9 @@ def measure_latency(name: str) -> dict[str, float]:
     model, x = model_of(name), torch.randn(4, 3, 128, 128)
     result = fold(model, (x,), verify=False)
     bare = without_norms(model, {entry.name for entry in result.report.folded})
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    works = {"ours": lambda: result.model(x), "theirs": lambda: bare(x)}
     with torch.inference_mode():
-        for _ in range(LATENCY_ROUNDS):
-            for key, candidate in (("ours", result.model), ("theirs", bare)):
-                start = time.perf_counter()
-                candidate(x)
-                times[key].append(time.perf_counter() - start)
-    return {key: statistics.median(values) for key, values in times.items()}
-
-
-def measure_merged(name: str) -> dict[str, float]:
-    """A folded and merged network against the folded one: what merging is worth."""
-    import torch
-
-    from bntool import fold
-    from tests.random_norms import randomise_norms
-    from tests.vision import network
-
-    model, x = network("timm", name), torch.randn(1, 3, 224, 224)
-    randomise_norms(model, (x,))
-    candidates = {
-        "ours": fold(model, (x,), form="graph", merge=True, verify=False).model,
-        "theirs": fold(model, (x,), verify=False).model,
-    }
-    times: dict[str, list[float]] = {key: [] for key in candidates}
-    with torch.inference_mode():
-        for _ in range(LATENCY_ROUNDS // 2):
-            for key, candidate in candidates.items():
-                start = time.perf_counter()
-                candidate(x)
-                times[key].append(time.perf_counter() - start)
+        times = interleaved(works, LATENCY_ROUNDS)
     return {key: statistics.median(values) for key, values in times.items()}
 
 
@@ -178,11 +150,6 @@ def part_memory() -> Iterator[Ratio]:
 def part_latency() -> Iterator[Ratio]:
     for name in ("resnet18", "mobilenet_v2"):
         yield seconds("latency", name, f"folded / norms deleted, {name}", 1.02)
-
-
-def part_merged() -> Iterator[Ratio]:
-    for name in ("repvgg_a0", "mobileone_s0", "repvit_m1", "fastvit_t8", "ghostnetv3_050"):
-        yield seconds("merged", name, f"merged / only folded, {name}", 1.0)
 
 
 @dataclass(frozen=True)
@@ -299,7 +266,6 @@ PARTS = {
     "time": part_time,
     "memory": part_memory,
     "latency": part_latency,
-    "merged": part_merged,
     "onnx": part_onnx,
     "large": part_large,
 }
@@ -307,7 +273,6 @@ MEASURES = {
     "_time": measure_time,
     "_memory": measure_memory,
     "_latency": measure_latency,
-    "_merged": measure_merged,
 }
 
 
