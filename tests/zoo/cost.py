@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 ROUNDS = 5
-LATENCY_ROUNDS = 60
+LATENCY_ROUNDS = 40
 LARGE_WIDTH = 8192
 LARGE_LAYERS = 9
 MIB = 2**20
@@ -111,7 +111,7 @@ def measure_latency(name: str) -> dict[str, float]:
 
     from bntool import fold
 
-    model, x = model_of(name), torch.randn(4, 3, 128, 128)
+    model, x = model_of(name), torch.randn(2, 3, 96, 96)
     result = fold(model, (x,), verify=False)
     bare = without_norms(model, {entry.name for entry in result.report.folded})
     works = {"ours": lambda: result.model(x), "theirs": lambda: bare(x)}
