@@ -1,4 +1,4 @@
-"""One rank of a calibration by several processes: run by torchrun from test_distributed.py."""
+"""One rank of several that calibrate, and train what insert made: run by test_distributed.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import bntool
 from tests.norms.nets import seeded_chain, shifted_batches
@@ -19,7 +20,21 @@ def main(target: str) -> None:
     for method in ("lockstep", "passes"):
         result = bntool.calibrate(seeded_chain(), mine, method=method)
         torch.save(result.model.state_dict(), f"{target}/{method}{dist.get_rank()}.pt")
+    torch.save(trained_together(), f"{target}/trained{dist.get_rank()}.pt")
     dist.destroy_process_group()
+
+
+def trained_together() -> dict[str, torch.Tensor]:
+    """The state after a step of DistributedDataParallel on different data, of a model with inserted norms."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)]
+    made = bntool.insert(nn.Sequential(*layers), torch.randn(8, 4, 6, 6)).model.train()
+    wrapped = nn.parallel.DistributedDataParallel(made)
+    optimizer = torch.optim.AdamW(wrapped.parameters())
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    wrapped(torch.randn(8, 4, 6, 6, generator=generator)).square().sum().backward()
+    optimizer.step()
+    return {k: p.detach() for k, p in made.named_parameters()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several processes give the statistics that one gives."""
+"""Several processes give the statistics that one gives, and train a model with inserted norms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.norms.nets import seeded_chain, shifted_batches
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_two_processes_calibrate_like_one(tmp_path: Path) -> None:
+def test_two_processes_calibrate_like_one_and_train_together(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = ["-m", "tests.norms.calibrate_rank", str(tmp_path)]
@@ -26,3 +26,6 @@ def test_two_processes_calibrate_like_one(tmp_path: Path) -> None:
         for key, value in alone.items():
             assert torch.equal(ranks[0][key], ranks[1][key]), key
             assert torch.allclose(ranks[0][key], value, rtol=8 * torch.finfo(torch.float32).eps, atol=0), key
+    first, second = (torch.load(tmp_path / f"trained{r}.pt", weights_only=True) for r in (0, 1))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert any(key.endswith("1.weight") for key in first), "the inserted norm is among them"
