@@ -45,17 +45,17 @@ def record_changes(before: Structure, after: nn.Module) -> None:
 
 def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
     """The edits, in the order in which they have to be applied."""
-    gone: list[str] = []
+    gone: set[str] = set()
     modules = dict(after.named_modules(remove_duplicate=False))
     for path, old in before.items():
-        if any(f"{path}.".startswith(f"{other}.") for other in gone):
+        if any(above in gone for above in _upwards(path)):
             continue
         new = modules[path]
         if old.parametrised and not parametrize.is_parametrized(new):
-            gone.append(f"{path}.parametrizations" if path else "parametrizations")
+            gone.add(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}
         elif type(new) is not old.kind:
-            gone.append(path)
+            gone.add(path)
             yield {"op": "drop_norm", "path": path, "keeps": kept_children(old, new)}
             continue
         if issubclass(old.kind, StandIn):  # it shows its layer's bias as its own
@@ -63,6 +63,13 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
         bias = getattr(new, "bias", None)
         if bias is not None and not old.has_bias and path:
             yield {"op": "add_bias", "path": path, "size": len(bias)}
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """The path and those of all that hold it: a.b.c, a.b, a."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def kept_children(old: Part, new: nn.Module) -> list[str]:

@@ -86,7 +86,7 @@ class Call:
         return Param(argument.name, ("computed", argument), shape, "", _unknown_value, writable=False)
 
     def module(self) -> nn.Module:
-        return self.root.get_submodule(str(self.node.target))
+        return self.sizes.module(str(self.node.target))
 
 
 def _unknown_value() -> Array:

@@ -288,7 +288,7 @@ class Translator:
         what = function_name(node) or str(getattr(node.target, "__name__", node.target))
         params: dict[str, Param] = {}
         if node.op == "call_module":
-            module = self.part.get_submodule(str(node.target))
+            module = self.way.sizes.module(str(node.target))
             what = type(module).__name__
             deep = self._full(str(node.target)) not in self.graph.dark  # children of those are islands
             for name, tensor in (*module.named_parameters(recurse=deep), *module.named_buffers(recurse=deep)):
@@ -338,7 +338,7 @@ class Translator:
 
     def _would_use_a_bias(self, node: fx.Node) -> bool:
         path = str(node.meta.get("at", ""))
-        return bool(path) and would_use_a_bias(self.part.get_submodule(path), node)
+        return bool(path) and would_use_a_bias(self.way.sizes.module(path), node)
 
     def _renamed(self, param: Param) -> Param:
         return replace(param, name=self._full(param.name)) if self.prefix else param
@@ -366,7 +366,7 @@ class Translator:
         """A module that wraps one function is known by its own name: relu1, not relu1.relu."""
         if not path:
             return False
-        module = self.part.get_submodule(path)
+        module = self.way.sizes.module(path)
         wraps = type(module).__module__.startswith("torch.nn") and not list(module.children())
         norms = isinstance(module, nn.modules.batchnorm._NormBase)
         convs = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
@@ -375,7 +375,7 @@ class Translator:
 
     def _pinned(self, node: fx.Node) -> str:
         path = str(node.meta.get("at", ""))
-        module = self.part.get_submodule(path)
+        module = self.way.sizes.module(path)
         if path and has_hooks(module):
             return f"it has hooks, which would vanish with {path}"
         if path and self._read_by_others(path):

@@ -38,9 +38,16 @@ class Sizes:
     def __init__(self, root: nn.Module, inputs: Inputs | None) -> None:
         self.root = root
         self.values: dict[fx.Node, Any] = {}
+        self.modules: dict[str, nn.Module] = {}
         self.metas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         args, kwargs = inputs if inputs is not None else ((), {})
         self.args, self.kwargs = [self._meta(a) for a in args], {k: self._meta(v) for k, v in kwargs.items()}
+
+    def module(self, path: str) -> nn.Module:
+        """The root's submodule at `path`, remembered: it is asked for several times a node."""
+        if path not in self.modules:
+            self.modules[path] = self.root.get_submodule(path)
+        return self.modules[path]
 
     def value(self, node: fx.Node) -> Any:
         pending = [node]
@@ -91,7 +98,7 @@ class Sizes:
         return node.args[0] if node.args and (self.args or self.kwargs) else UNKNOWN
 
     def _call_module(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.root.get_submodule(name)
+        module = self.module(name)
         if isinstance(module, nn.modules.batchnorm._NormBase) and args and not kwargs:
             return args[0]  # its size is its input's, and working that out the long way takes 9 ms
         if type(module) in CONVS and len(args) == 1:
