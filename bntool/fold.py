@@ -105,7 +105,7 @@ def _fold_module(
     check = verify and example_inputs is not None and bool(job.plan.steps)
     verification = _checked_module(job, folded, example_inputs) if check else None
     progress("fold", 2, 2)
-    return Result(folded, report_of(job.plan, job.graph, verification=verification))
+    return Result(folded, report_of(job.plan, job.graph, verification=verification, macs=verify))
 
 
 def _checked_module(job: Job, folded: nn.Module, example_inputs: Any) -> Any:
@@ -137,7 +137,7 @@ def fold_(
     job = Job(model, call_arguments(example_inputs), tuple(keep), in_place=True)
     job.run()
     progress("fold", 1, 1)
-    return Result(model, report_of(job.plan, job.graph))
+    return Result(model, report_of(job.plan, job.graph, macs=False))
 
 
 T = TypeVar("T")

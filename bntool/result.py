@@ -34,7 +34,7 @@ class FoldEntry:
     "before" when it went in front of them, "both" when scale and shift parted. `reason` is empty unless the
     norm was kept.
     Units: `parameters_saved` and `macs_saved` are counts (negative when a bias had to be added; MACs with the
-    example inputs, None without them); `bytes_saved` counts parameters and buffers.
+    example inputs, None without them or without verification); `bytes_saved` counts parameters and buffers.
     """
 
     name: str

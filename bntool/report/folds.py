@@ -32,10 +32,14 @@ def report_of(
     *,
     notes: Sequence[str] | None = None,
     verification: Any = None,
+    macs: bool = True,
 ) -> FoldReport:
-    """What became of every norm; `graph` adds those the plan never met, and what a norm costs."""
+    """What became of every norm; `graph` adds those the plan never met, and what a norm costs.
+
+    Counting MACs works out the sizes of every value: a tenth of the time of a fold.
+    """
     biased = {id(c.node.owner) for c in plan.changes.values() if adds_bias(c)}
-    folded = [entry for step in plan.steps for entry in _folded(step, graph, biased)]
+    folded = [entry for step in plan.steps for entry in _folded(step, graph if macs else None, biased)]
     kept = [entry for norm, reason in plan.kept for entry in _kept(norm, reason)]
     if graph is not None:
         kept += [FoldEntry(name, reason=reason) for name, reason in graph.left_out()]
