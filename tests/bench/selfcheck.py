@@ -1,7 +1,7 @@
-"""`make bench-selfcheck`: what bench's statistics do on this machine, beside two naive rules on the same
+"""`make bench-selfcheck`: what bench's rules do on this machine, beside naive ones on the same
 data.
 
-Collects replicates in fresh worker processes, each holding six copies of one network (three separate A/A
+Collects replicates in fresh worker processes, each holding eight copies of one network (four separate A/A
 pairs) and two networks that do 4 % and 10 % more work. Then the very rules that `bntool bench` uses are run
 over them: looks at 4, 6 and 9 replicates, the verdict, tolerance 5 %.
 
@@ -40,9 +40,9 @@ from bntool.bench.verdict import Verdict, decide
 TOLERANCE, ALPHA = 0.05, 0.05
 #: calls of one convolution: the base, and what 4 % and 10 % more of them are
 WORK = {"base": 50, "4 %": 52, "10 %": 55}
-COPIES = 6
+COPIES = 8
 REF = f"{Path(__file__).with_name('nets.py')}:net(times={{}})"
-PAIRS = [(0, 1), (2, 3), (4, 5)]
+PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7)]
 PLANTED = {"4 %": COPIES, "10 %": COPIES + 1}
 
 AUTHOR = ["-c", "user.name=selfcheck", "-c", "user.email=selfcheck@example.com"]
@@ -177,7 +177,7 @@ def power(
     true = math.expm1(statistics.median(center(log_ratios(r[pair[1]], r[pair[0]])) for r in pool))
     print(f"\nplanted {name} (over everything: {true:+.1%}): found, in {draws} random draws of replicates")
     sampling_s = typical_s(pool) * 2 * statistics.median(len(r[0]) for r in pool)
-    # a process of this run opens eight networks, one of bench's own two
+    # a process of this run opens ten networks, one of bench's own two
     start_s = statistics.median(line["start_s"] for line in lines) / (len(pool[0]) / 2)
     for most in SHARED.replicates:
         picks = [rng.permutation(len(pool))[:most] for _ in range(draws)]
@@ -227,7 +227,7 @@ def documentation(runs: int) -> bool:
 def main() -> int:
     asked = argparse.ArgumentParser(prog="make bench-selfcheck", description=__doc__)
     asked.add_argument(
-        "--replicates", type=int, default=330, help="fresh processes; 330 give over 200 comparisons"
+        "--replicates", type=int, default=270, help="fresh processes; 270 give over 200 comparisons"
     )
     asked.add_argument(
         "--data", type=Path, default=Path("bench-selfcheck.jsonl"), help="appended to, and read again"
