@@ -82,7 +82,8 @@ def recommendation(found: Document) -> str:
     rows = [(s["name"], s["norm"], s["n_eff"], s["why"]) for s in told["sites"]]
     where = table({"title": "", "columns": ("site", "norm", "n_eff", "why"), "rows": rows}) if rows else ""
     inside = f"<details><summary>Site by site ({len(rows)})</summary>{where}</details>" if rows else ""
-    advice = "no norm" if told["norm"] == "none" else f"{told['norm']} norm"
+    plain = {"none": "no norm", "undecided": "undecided"}
+    advice = plain.get(told["norm"], f"{told['norm']} norm")
     return f"<div class='box'><h2>Recommendation: {escape(advice)}</h2><ul>{sentences}</ul>{inside}</div>"
 
 

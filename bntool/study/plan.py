@@ -127,9 +127,9 @@ _FEW: dict[str, Any] = {"inits": ("default", "he"), "depth_factors": (1, 4)}
 _ALL: dict[str, Any] = {"depth_inits": ("default", "he", "xavier")}
 #: from a glance to a thorough study; each costs about twice the one before
 TIERS: tuple[dict[str, Any], ...] = (
-    sizes(3, 1, octaves(-6, 2, 2), 1, 32, (128, 48), (128, 32), (2, 32), **_FEW),
-    sizes(3, 1, octaves(-6, 2, 2), 1, 64, (128, 96), (256, 48), (2, 32), **_FEW),
-    sizes(4, 1, octaves(-7, 3, 2), 1, 96, (192, 192), (512, 64)),
+    sizes(5, 1, octaves(-5, 1, 2), 1, 32, (96, 48), (128, 32), (2, 32), **_FEW),
+    sizes(5, 1, octaves(-6, 2, 2), 1, 64, (128, 96), (256, 48), (2, 32), **_FEW),
+    sizes(5, 1, octaves(-7, 3, 2), 1, 96, (192, 192), (512, 64)),
     sizes(5, 1, octaves(-7, 3, 2), 1, 160, (256, 320), (1024, 64)),
     sizes(5, 2, octaves(-7, 4), 2, 256, (256, 512), (1437, 64)),
     sizes(6, 2, octaves(-8, 4), 2, 400, (256, 800), (2048, 100), (2, 4, 8, 32), **_ALL),

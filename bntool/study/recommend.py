@@ -15,6 +15,7 @@ from bntool.study.verdict import Verdict
 
 #: values per statistic below which batch norm was seen to fail here and elsewhere
 FEW_VALUES = 8
+UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`norm` for the model as a whole; `sites` where it goes; sentences with the evidence behind each."""
+    """`norm` for the model as a whole, or "undecided"; `sites` where it goes.
+
+    `sentences` carry the evidence. `rates` is the range that trains; `too_small` are batch sizes.
+    """
 
     norm: str
     sentences: tuple[str, ...]
@@ -67,6 +71,11 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
     shown = [f for f in helps if f.verdict is Verdict.SHOWN]
     harmed = [f for f in helps if f.verdict is Verdict.REVERSED]
     said = [f"Claim {f.number} {f.verdict}: {f.headline}" for f in (*shown, *harmed)]
+    open_ = [f for f in helps if f.verdict is Verdict.INCONCLUSIVE]
+    if not shown and open_:
+        numbers = ", ".join(str(f.number) for f in open_)
+        size = f"{plan.seeds} seeds and {plan.steps} steps"
+        return UNDECIDED, [f"{size} do not settle claims {numbers}: give a larger --budget.", *said]
     if not shown:
         cost = found.get("cost")
         tail = f" It costs: {cost.headline}" if cost is not None and cost.verdict is Verdict.SHOWN else ""
@@ -132,6 +141,8 @@ def sites(plan: Plan, setting: Setting, norm: str, small: Sequence[int]) -> list
 
 
 def advice(plan: Plan, norm: str, count: int, small: Sequence[int]) -> tuple[str, str]:
+    if norm == UNDECIDED:
+        return norm, f"{count} values a channel in a batch of {plan.batch_size}"
     if norm == plan.baseline:
         return norm, "no benefit shown"
     if norm == plan.treated and count < FEW_VALUES:

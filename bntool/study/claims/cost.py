@@ -8,7 +8,7 @@ from bntool.study.claims.base import Chart, Finding, Known, Result, Series, Tabl
 from bntool.study.plan import Plan
 from bntool.study.statistics import Interval
 from bntool.study.trial import COST
-from bntool.study.verdict import Measure
+from bntool.study.verdict import Measure, Verdict
 
 #: 5 % of a time counts
 MATTERS = 0.05
@@ -32,7 +32,7 @@ class Cost:
             for name, row in rows.items()
         )
         saved, weights = ratio(result["saved_bytes"]), ratio(result["weight_bytes"])
-        told = ", ".join(f"{name} {row['ratio_estimate']:+.0%}" for name, row in rows.items())
+        told = ", ".join(map(sentence, measures))
         return Finding(
             6,
             self.key,
@@ -50,6 +50,14 @@ class Cost:
             (table(result, saved, weights),),
             {"saved_bytes": result["saved_bytes"], "weight_bytes": result["weight_bytes"]},
         )
+
+
+def sentence(m: Measure) -> str:
+    """A time with its interval, where the machine was quiet enough for one."""
+    what = m.name.removeprefix("time of ")
+    if m.verdict is Verdict.INCONCLUSIVE:
+        return f"{what} unclear (machine too busy)"
+    return f"{what} {m.effect.estimate:+.0%} ({m.effect.low:+.0%} to {m.effect.high:+.0%})"
 
 
 def entry(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
