@@ -197,7 +197,7 @@ def _second_run(first: Runnable, second: Runnable, inputs: Any) -> tuple[list[Ru
     try:
         return [_compared(batch + 1, first(larger), second(larger))], []
     except RunError as problem:
-        return [], [f"one batch size only: with {batch + 1} items {problem.what[:160]}"]
+        return [], [f"one batch size only: with {batch + 1} items {problem.what[:100]}"]
 
 
 def leaves(inputs: Any) -> list[Any]:

@@ -9,11 +9,14 @@ The code runs when the bundle is loaded: see `trusted`.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.fx
 from torch import nn
 
 from bntool.edits import apply_plan, plan_of
@@ -28,12 +31,17 @@ SCHEMA_VERSION = 1
 def write(model: nn.Module, folder: Path, specs: Sequence[inputs.InputSpec] = ()) -> None:
     """Raises: UsageError when it is not known which code built the model."""
     source = origin.of(model)
-    if source is None or not hasattr(type(model), "forward"):
+    if isinstance(model, torch.fx.GraphModule):
+        what = "a bundle holds a model of its own class, and this is a graph"
+        raise UsageError(what, where=str(folder), next="Write .pt2 or .onnx.")
+    if source is None:
         what = "a bundle needs to know the factory that made the model, and it was not loaded by a reference"
         raise UsageError(what, where=str(folder), next="Load it with bntool.load, or write .pt2 or .onnx.")
     folder.mkdir()
     code = _copy_code(source, folder / "code")
-    kept = {key: source[key] for key in ("place", "factory", "kwargs")} | {"files": sorted(code)}
+    # literals of Python, which JSON would change: a tuple into a list
+    kwargs = {name: repr(value) for name, value in source["kwargs"].items()}
+    kept = {"place": source["place"], "factory": source["factory"], "kwargs": kwargs, "files": sorted(code)}
     document = {
         "schema_version": SCHEMA_VERSION,
         "source": kept,
@@ -86,11 +94,19 @@ def _build(folder: Path, source: dict[str, Any]) -> tuple[nn.Module, Any]:
     place = source["place"]
     if place.endswith(".py"):
         place = str(folder / "code" / place)
-    ref = PythonRef(place, source["factory"], source["kwargs"])
+    ref = PythonRef(place, source["factory"], arguments(folder, source["kwargs"]))
     with importing.on_path(folder / "code"):
         model, module = python_ref.make(ref)
     origin.note(model, ref, module)
     return model, python_ref.example_inputs(module, ref)
+
+
+def arguments(folder: Path, kwargs: dict[str, str]) -> dict[str, Any]:
+    """Raises: LoadError."""
+    try:
+        return {name: ast.literal_eval(value) for name, value in kwargs.items()}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as problem:
+        raise LoadError("the arguments in its model.json are damaged", where=str(folder)) from problem
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -64,10 +64,9 @@ def _check_file(ref: FileRef) -> None:
     if ref.path.suffix == ".py":
         from bntool.sources.python_ref import names_in
 
-        example = f"{ref.path}:{next(iter(names_in(ref.path)), 'factory')}"
-        raise UsageError(
-            "it does not say which function makes the model", where=str(ref), next=f"Write {example}."
-        )
+        names = names_in(ref.path) or ["factory"]
+        advice = f"Write {ref.path}:{names[-1]} (it defines {', '.join(names[:8])})."
+        raise UsageError("it does not say which function makes the model", where=str(ref), next=advice)
     if ref.path.suffix == ".safetensors":
         advice = f"Name the factory, and pass --weights {ref}."
         raise UsageError(

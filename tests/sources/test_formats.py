@@ -100,6 +100,18 @@ def test_a_bundle_loads_in_a_new_process_without_the_original_files(
     assert loaded.example_inputs()[0].shape == (2, 3, 6, 6)
 
 
+def test_a_bundle_keeps_the_arguments_as_they_were(tmp_path: Path) -> None:
+    code = "import torch\n\ndef net(shape=(), names=None):\n    assert isinstance(shape, tuple)\n"
+    (tmp_path / "nets.py").write_text(code + "    return torch.nn.Unflatten(1, shape)\n")
+    save(load(f"{tmp_path}/nets.py:net(shape=(2, 3), names={{'a'}})"), tmp_path / "out")
+    assert load(str(tmp_path / "out")).unflattened_size == (2, 3)
+
+
+def test_a_graph_is_no_bundle(edited: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this is a graph"):
+        save(torch.fx.symbolic_trace(edited), tmp_path / "out")
+
+
 def test_a_bundle_of_a_bundle(edited: nn.Module, tmp_path: Path) -> None:
     save(edited, tmp_path / "first")
     save(load(str(tmp_path / "first")), tmp_path / "second")
@@ -149,7 +161,7 @@ def test_weights_bring_their_structure_along(edited: nn.Module, ref: str, tmp_pa
     save(edited, tmp_path / "w.safetensors")
     back = load(ref, weights=tmp_path / "w.safetensors")
     assert isinstance(back.block[1], nn.Identity)
-    assert torch.equal(back(X), edited(X))
+    torch.testing.assert_close(back(X), edited(X))
     with pytest.raises(LoadError, match=r"has other shapes for|lacks"):
         load(ref.replace("5", "6"), weights=tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="--weights"):
@@ -160,7 +172,7 @@ def test_plain_checkpoints_load_as_trainers_wrap_them(ref: str, tmp_path: Path) 
     model = load(ref)
     wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}
     torch.save(wrapped, tmp_path / "w.pt")
-    assert torch.equal(load(ref, weights=tmp_path / "w.pt")(X), model(X))
+    torch.testing.assert_close(load(ref, weights=tmp_path / "w.pt")(X), model(X))
     with pytest.raises(LoadError, match=r"holds weights.*--weights"):
         load(str(tmp_path / "w.pt"))
 

@@ -103,7 +103,7 @@ def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
         ("{nets}:broken", LoadError, "ValueError: on purpose over two lines"),
         ("{nets}:number", LoadError, "returned a int, not a torch.nn.Module"),
         ("{nets}:net(colour='red')", LoadError, r"unexpected keyword.*It takes \(depth=2"),
-        ("{nets}", UsageError, "does not say which function.*nets.py:Net"),
+        ("{nets}", UsageError, "does not say which function.*nets.py:number .it defines Net"),
         ("{nets}.missing.py:net", LoadError, "no such file"),
         ("no.such.module:net", LoadError, "no module 'no'"),
         ("missing.onnx", LoadError, "no such file"),
