@@ -7,37 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 
-class FrozenBatchNorm(nn.Module):
+class FrozenBatchNorm(_NormBase):
     """y = (x - mean) / sqrt(var + eps) * weight + bias with all four fixed, whatever `.train()` says.
 
     Nothing here is a parameter, so no optimizer moves it; the state-dict keys are a batch norm's.
     Shapes: x (N, C, *), the four buffers (C,).
     """
 
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, *, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__()
-        self.num_features, self.eps = num_features, eps
-        for name, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-            self.register_buffer(name, torch.full((num_features,), fill, device=device, dtype=dtype))
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps, momentum=0.0, affine=False)
+        self.affine = True
+        del self.num_batches_tracked
+        for name, fill in (("weight", 1.0), ("bias", 0.0)):
+            delattr(self, name)
+            self.register_buffer(name, torch.full((num_features,), fill))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )
 
+    def reset_parameters(self) -> None:
+        """There are none."""
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)  # a checkpoint of the norm that was frozen
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
