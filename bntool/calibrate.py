@@ -1,6 +1,4 @@
-"""Recompute the running statistics of batch norms from data: pooled exactly, every norm after those before
-it.
-"""
+"""Recompute running statistics from data: pooled exactly, every norm after those before it."""
 
 from __future__ import annotations
 
@@ -34,12 +32,10 @@ from bntool.result import SCHEMA_VERSION, Result
 class CalibrateEntry:
     """How far one norm's statistics moved.
 
-    `mean_moved` is the largest |new mean - old mean| in old standard deviations; `var_ratio_min` and
-    `_max` are
-    new variance over old. `averaged_*` is what averaging batch statistics (as
+    `mean_moved` is the largest |new mean - old mean| in old standard deviations; `var_ratio_min` and `_max`
+    are new variance over old. `averaged_*` is what averaging batch statistics (as
     `torch.optim.swa_utils.update_bn` does) would have made of the same inputs: the mean's distance in
-    standard
-    deviations, and its variance over the pooled one. None where the batches cannot be told apart.
+    standard deviations, and its variance over the pooled one. None where the batches cannot be told apart.
     """
 
     name: str

@@ -1,6 +1,4 @@
-"""What is wrong, or will be, with the norms of a model: each finding with its place and what to do about
-it.
-"""
+"""What is wrong, or will be, with the norms of a model: where, what, and what to do."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class NormSize:
-    """How many values per channel a norm has its training statistics from: n_eff = N * H * W, and the
-    risk.
-    """
+    """How many values per channel a norm has statistics from in training, N * H * W, and the risk."""
 
     name: str
     n_eff: int

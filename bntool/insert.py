@@ -70,8 +70,7 @@ def insert(
     batch_size: what the model will be trained with, which decides n_eff; by default the data's, the
     example's.
     bias: "drop" or "keep" of biases that the norm hides; by default dropped, except where the norm went
-    into a
-    Sequential, whose keys then are those of the same network built with norms.
+    into a Sequential, whose keys then are those of the same network built with norms.
     slots: where folding left an Identity behind layers, norms go there and nowhere else.
     gated: norms that cannot preserve (group, layer, ...) sit behind a gate that starts closed.
 
@@ -99,8 +98,7 @@ def unfold(
     """A copy of a folded or norm-free model with a batch norm behind every convolution, ready to train on.
 
     Where folding left an Identity behind layers, the norms go exactly there, and the state dict has the
-    keys of
-    the model before it was folded. The outputs stay; so do the reports and errors of `insert`.
+    keys of the model before it was folded. The outputs stay; so do the reports and errors of `insert`.
     """
     question = Question("before-activation", None, tuple(include), tuple(exclude), slots=True)
     options = Options(eps=eps, momentum=momentum)

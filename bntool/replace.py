@@ -48,9 +48,7 @@ class ReplaceEntry:
 
 @dataclass(frozen=True)
 class ReplaceReport:
-    """What was replaced, what was kept and why, and how far the outputs moved where example inputs were
-    given.
-    """
+    """What was replaced, what was kept and why, and how far the outputs moved if inputs were given."""
 
     to: str
     replaced: list[ReplaceEntry] = field(default_factory=list)
@@ -78,13 +76,10 @@ def replace(
     """A copy of `model` whose batch norms (frozen ones too) are norms of the kind `to`, or gone with "none".
 
     weight, bias, running statistics, eps, momentum, dtype, device, mode and requires_grad are carried over
-    as far
-    as the new kind has them, and so are the dropout and activation of classes such as timm's
-    `BatchNormAct2d`.
-    Batch, sync, renorm, ghost and frozen norms compute the same in eval mode; for the others the report
-    says how
-    far the outputs moved, given example inputs, which also tell sizes. A frozen norm stays frozen under
-    `.train()`.
+    as far as the new kind has them, and so are the dropout and activation of classes such as timm's
+    `BatchNormAct2d`. Batch, sync, renorm, ghost and frozen norms compute the same in eval mode; for the
+    others the report says how far the outputs moved, given example inputs, which also tell sizes. A frozen
+    norm stays frozen under `.train()`.
 
     Raises: UsageError (unknown kind, a lazy norm, a norm that would erase its data).
     """

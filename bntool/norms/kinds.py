@@ -39,9 +39,7 @@ class Setting:
 
     @property
     def values_per_sample(self) -> int:
-        """Values per channel that a norm of one sample sees; images are taken to have several unless
-        known.
-        """
+        """Values per channel that a norm of one sample sees; images have several unless known."""
         if self.last or self.rank == 2:
             return 1
         return self.per_sample or (4 if self.rank > 3 else 1)
@@ -58,9 +56,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class NormKind:
-    """One norm: what builds it; whether it can be set to change nothing; whether a bias before it is lost
-    in it.
-    """
+    """One norm: what describes it, whether it can be set to change nothing, whether it hides a bias."""
 
     name: str
     make: Callable[[Setting], Spec | Blocked]
@@ -71,9 +67,7 @@ class NormKind:
 
 
 def described(name: str, setting: Setting) -> Spec | Blocked:
-    """The norm `name` for `setting` as data that `bntool.edits.build` makes a module of, or why there is
-    none.
-    """
+    """The norm `name` as data that `bntool.edits.build` makes a module of, or why there is none."""
     return KINDS[name].make(setting)
 
 

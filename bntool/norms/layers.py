@@ -95,11 +95,9 @@ class BatchRenorm(_AnyRank):
     """Batch norm that trains with what it will use in eval: y = ((x - m_B) / s_B * r + d) * weight + bias.
 
     r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max) carry no gradient; s and
-    m are
-    the running statistics. With unlimited r and d a training step is the eval function.
-    The limits open from a batch norm's (1 and 0) to r_max and d_max over `warmup` steps; 0 opens them at
-    once,
-    which is right when the running statistics are already those of the data.
+    m are the running statistics. With unlimited r and d a training step is the eval function. The limits
+    open from a batch norm's (1 and 0) to r_max and d_max over `warmup` steps; 0 opens them at once, which
+    is right when the running statistics are already those of the data.
     Shapes: (N, C, *) -> the same.
     Source: Ioffe, "Batch Renormalization" (2017), algorithm 1.
     """
@@ -144,9 +142,7 @@ class BatchRenorm(_AnyRank):
         return r, ((mean - self.running_mean) / sigma).clamp(-d_max, d_max)
 
     def _opened(self) -> Any:
-        """How far the limits are open, 0 to 1; a tensor while warming up, so that compiled code follows
-        it.
-        """
+        """How far the limits are open, 0 to 1; a tensor while warming up: compiled code follows it."""
         if not self.warmup or self.num_batches_tracked is None:
             return 1.0
         return (self.num_batches_tracked / self.warmup).clamp(max=1.0)

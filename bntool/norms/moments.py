@@ -1,6 +1,4 @@
-"""Pooled mean and variance per channel, exact however the values arrive: batch by batch, ragged, far from
-zero.
-"""
+"""Pooled mean and variance per channel, exact for ragged batches and far from zero."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Modules that take the place of one layer and run more than it did: a norm behind it, an activation after
-it.
-"""
+"""Modules that take the place of one layer and run more than it did: a norm, an activation."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ class StandIn(nn.Sequential):
     """Children run in order; the one named `_inner` is the layer whose place this took.
 
     Attributes the layer had are still read through this module, and checkpoints with the layer's old keys
-    still
-    load: `conv.weight` finds its way to `conv.layer.weight`.
+    still load: `conv.weight` finds its way to `conv.layer.weight`.
     """
 
     _inner = "layer"
@@ -67,9 +64,7 @@ class Normed(StandIn):
         self.train(layer.training)
 
     def _complete(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """A checkpoint without the norm gets one that changes nothing: the plain model's function comes
-        back.
-        """
+        """A checkpoint without the norm gets one that changes nothing: it computes what it computed."""
         norm, layer = self._modules["norm"], self._modules["layer"]
         assert norm is not None
         assert layer is not None

@@ -161,9 +161,8 @@ def layer_after(flow: Flow, node: fx.Node) -> bool:
 def norm_after(flow: Flow, node: fx.Node) -> fx.Node | None:
     """The norm that already normalises this value before anything bends it.
 
-    Through an addition only if every other use of the sum is normalised too: a residual stream that ends
-    in one
-    norm far below is not normalised by it.
+    Through an addition only if every other use of the sum is normalised too: a residual stream that ends in
+    one norm far below is not normalised by it.
     """
     bends = ("layer", "activation", "norm", "output")
     near = list(down(node, lambda n: flow.role(n) in (*bends, "add")))

@@ -62,9 +62,7 @@ def _attach(model: nn.Module, planned: Planned) -> str:
 
 
 def sequence_of(model: nn.Module, path: str, seen: Seen) -> tuple[str | None, int]:
-    """The Sequential with plain indices, called once and as a whole, that holds `path`, and the place in
-    it.
-    """
+    """The Sequential with plain indices, called once and whole, that holds `path`; the place in it."""
     parent, attribute = parent_of(model, path)
     plain = (
         isinstance(parent, nn.Sequential)

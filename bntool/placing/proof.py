@@ -30,9 +30,8 @@ class TrainProof:
     """Outputs with the new norms in train mode against the plain model, on batches of one size.
 
     `relative_change` is rms(new - plain) / rms(plain - its mean over the batch); `agreement` the part of
-    samples
-    whose largest output is the same one, None where outputs are not scores. `note` says why nothing was
-    measured.
+    samples whose largest output is the same one, None where outputs are not scores. `note` says why nothing
+    was measured.
     """
 
     batch_size: int

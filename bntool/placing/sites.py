@@ -39,9 +39,9 @@ class Site:
     """One candidate. A norm goes there unless `reason` says why not.
 
     `layer` is the layer's qualified name and `at` that of the module behind which the norm goes (ahead of
-    which,
-    with where="before-layer"): the layer, or its activation. `slot` is an Identity that stands where the norm
-    goes, as a folded norm leaves it. `values` is how many values a channel has in the example inputs.
+    which, with where="before-layer"): the layer, or its activation. `slot` is an Identity that stands where
+    the norm goes, as a folded norm leaves it. `values` is how many values a channel has in the example
+    inputs.
     """
 
     layer: str

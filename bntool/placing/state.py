@@ -67,8 +67,7 @@ def set_unchanging(norm: nn.Module, seen: Moments, bias: Tensor | None, batches:
     """weight = sqrt(var + eps), bias = mean, running statistics = mean and var: the norm is the identity.
 
     `bias` is what was dropped from the layer before it: running_mean = mean - bias puts it back. A channel
-    that
-    never varies gets var = 0, weight = sqrt(eps). Returns: how many such dead channels there are.
+    that never varies gets var = 0, weight = sqrt(eps). Returns: how many such dead channels there are.
     """
     var = seen.variance()
     dead = var <= (1e-6 * seen.mean).square() + 1e-14

@@ -1,6 +1,4 @@
-"""Batches as users have them (a tensor, a tuple whose first items are the inputs, a dict) as calls of a
-model.
-"""
+"""Batches as users have them (tensors, tuples that start with the inputs, dicts) as calls of a model."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def as_call(model: nn.Module, batch: Any, inputs: int, device: torch.device, ind
 
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
-    """Example inputs as a call: a tuple is all the arguments, a dict all the keywords, a tensor the one
-    argument.
-    """
+    """Example inputs as a call: a tuple is all arguments, a dict all keywords, a tensor the one argument."""
     device = device_of(model)
     args, kwargs = sources_inputs.as_call(example_inputs)
     return Call(tuple(_moved(v, device) for v in args), {k: _moved(v, device) for k, v in kwargs.items()})

@@ -1,10 +1,8 @@
 """All batches go through the model side by side and wait at every norm until the last one has arrived.
 
 So one forward pass over the data settles all norms exactly, each on inputs that the norms before it have
-already
-been settled for. Every batch runs on a thread of its own, but only one of them at any time: they are
-coroutines
-that any model's code can be run in, whatever its control flow and the shapes of its batches.
+already been settled for. Every batch runs on a thread of its own, but only one of them at any time: they
+are coroutines that any model's code can be run in, whatever its control flow and the shapes of its batches.
 """
 
 from __future__ import annotations

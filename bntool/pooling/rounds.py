@@ -53,9 +53,7 @@ class Trails:
         self.counts: Counter[nn.Module] = Counter()
 
     def probe(self, call: Call) -> None:
-        """Learn the order from one sample, which costs next to nothing; from the batch where one does not
-        do.
-        """
+        """Learn the order from one sample, which costs little; from the batch where one does not do."""
         try:
             self.follow(call.first_sample())
         except (RuntimeError, ValueError, IndexError):

@@ -500,6 +500,16 @@ def test_fold_gives_the_original_weights_back(factory: Any) -> None:
     assert weights_back(factory().eval(), x) < 1e-6
 
 
+@pytest.mark.parametrize("norm", ["batch", "sync", "renorm", "ghost", "frozen"])
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_every_preserving_norm_folds_away_again(norm: str, form: str) -> None:
+    model, x = plain(), data()[0]
+    inserted = bntool.insert(model, x, data=data(), norm=norm, form=form)
+    folded = bntool.fold(inserted.model, x)
+    assert len(folded.report.folded) == len(inserted.report.inserted) == 3
+    assert outputs_close(model, folded.model, x)
+
+
 def test_a_folded_model_has_the_keys_it_had_before_norms_were_put_in() -> None:
     model, x = plain(), data()[0]
     folded = bntool.fold(bntool.insert(model, x, data=data()).model, x)
