@@ -211,3 +211,61 @@ class OtherOrder(nn.Module):
 def test_data_flow_decides_not_the_order_of_declaration() -> None:
     _, report = folded(OtherOrder(), X)
     assert {(e.name, e.into) for e in report.folded} == {("norm1", "conv2"), ("norm2", "conv1")}
+
+
+class Aliases(nn.Module):
+    """Without its norm, the value in front of it and the one behind it are one piece of memory."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.norm, self.conv, self.how = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        z = self.norm(y)
+        if self.how == "behind":
+            return self.conv(z) + z.detach().mul_(0).sum() + y
+        y.mul_(3)
+        return self.conv(z) + y
+
+
+@pytest.mark.parametrize("how", ["behind", "in front"])
+def test_in_place_ops_on_what_a_norm_separated(how: str) -> None:
+    _, report = folded(Aliases(how), X)
+    assert "changed in place" in reason(report)
+
+
+def test_an_in_place_op_behind_a_norm_must_not_reach_the_models_input() -> None:
+    class First(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](F.relu(self[0](x), inplace=True))
+
+    model = prepared(First(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)), X)
+    model[0].running_mean.zero_()
+    model[0].bias.data.zero_()
+    model[0].weight.data.abs_()
+    result, _ = folded(model, X, prepare=False)
+    x = X.clone()
+    with torch.no_grad():
+        result(x)
+    assert torch.equal(x, X)
+
+
+def test_a_failing_verification_names_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bntool import tensors
+    from bntool.errors import VerificationError
+    from bntool.rewriting import Rewrite
+
+    right = tensors.rewritten
+
+    def wrong(rewrite: Rewrite, old: Tensor) -> Any:
+        result = right(rewrite, old)
+        if rewrite.node.where == "3" and rewrite.name == "weight":
+            result[0] *= 1.01  # type: ignore[operator]
+        return result
+
+    monkeypatch.setattr("bntool.fold_module.rewritten", wrong)
+    parts = [m for _ in range(3) for m in (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Tanh())]
+    model = prepared(nn.Sequential(*parts), X)
+    with pytest.raises(VerificationError, match=r"^4: the output is off"):
+        fold(model, X)
