@@ -55,6 +55,8 @@ def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | N
     graph = module_graph(model, arguments)
     if len(graph.ways) != 1 or graph.notes:
         return None
+    for name, tensor in graph.ways[0].sizes.constants.items():
+        model.register_buffer(name, tensor, persistent=False)
     module = fx.GraphModule(model, graph.ways[0].graph)
     functions_to_modules(module, graph)
     return module

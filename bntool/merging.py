@@ -39,6 +39,8 @@ def _merge(
         if len(graph.ways) != 1 or graph.notes:
             return None, []
         merges = find_merges(graph, keep=lambda n: any(fnmatchcase(prefix + n.where, glob) for glob in keep))
+        for constant, tensor in graph.ways[0].sizes.constants.items():
+            model.register_buffer(constant, tensor, persistent=False)
         model = fx.GraphModule(model, graph.ways[0].graph)
         names = apply_merges(model, merges)
         done += [Merged.of(merge, name, prefix) for merge, name in zip(merges, names, strict=True) if name]

@@ -141,10 +141,9 @@ class _Planner:
         return norm.map if isinstance(norm.map, Blocked) else None
 
     def _decide(self, norm: Norm) -> Step | Blocked:
-        for check in (self._may_go, self._nothing_overwrites):
-            refusal = check(norm)
-            if refusal is not None:
-                return refusal
+        refusal = self._may_go(norm)
+        if refusal is not None:
+            return refusal
         maps = [self._current(norm, call) for call in norm.calls]
         blocked = next((m for m in maps if isinstance(m, Blocked)), None)
         if blocked is not None:
@@ -155,7 +154,8 @@ class _Planner:
             goals = attempt(pairs)
             found = goals if isinstance(goals, Blocked) else self._search(norm, goals)
             if not isinstance(found, Blocked):
-                return Step(norm, tuple(found.absorbed))
+                overwritten = self._nothing_overwrites(norm)
+                return Step(norm, tuple(found.absorbed)) if overwritten is None else overwritten
             refusals.append(found.reason)
         return Blocked(f"not into what feeds it ({refusals[0]}); not into what it feeds ({refusals[1]})")
 

@@ -244,6 +244,20 @@ def test_star_arguments_none_defaults_and_nested_outputs() -> None:
     assert len(report.folded) == 1
 
 
+def test_tensors_made_in_forward() -> None:
+    class Makes(Keywords):
+        def forward(self, x: Tensor) -> Tensor:
+            place = torch.arange(4, dtype=x.dtype).view(1, -1, 1, 1)
+            fixed = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).view(1, -1, 1, 1)
+            return self.norm(self.conv(x * fixed)) + place
+
+    model = Makes()
+    _, report = folded(model, X)
+    assert len(report.folded) == 1
+    assert not any(name.startswith("_tensor_constant") for name in vars(model))
+    assert len(folded(model, X, prepare=False, form="graph")[1].folded) == 1
+
+
 def test_side_effects_of_a_forward_are_taken_back() -> None:
     class Caches(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

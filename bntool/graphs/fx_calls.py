@@ -13,7 +13,7 @@ from torch import fx, nn
 from bntool.algebra.affine import Array
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import is_computed
-from bntool.graphs.fx_sizes import UNKNOWN, Sizes, attribute
+from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 
 
 def names(text: str) -> frozenset[str]:
@@ -79,7 +79,9 @@ class Call:
         if not isinstance(argument, fx.Node):
             return None
         if argument.op == "get_attr":
-            return param_of(attribute(self.root, str(argument.target)), str(argument.target))
+            path = str(argument.target)
+            found = param_of(self.sizes.tensor(path), path)
+            return replace(found, writable=False) if path in self.sizes.constants else found
         shape = self.shape(argument)
         if shape is None or not is_constant(argument):
             return None

@@ -162,7 +162,7 @@ def _real(arguments: Any, sizes: Sizes, root: nn.Module) -> Any:
 
     def one(node: fx.Node) -> Any:
         if node.op == "get_attr":
-            return attribute(root, str(node.target)).detach().cpu()
+            return sizes.tensor(str(node.target)).detach().cpu()
         value = sizes.value(node)
         if value is UNKNOWN:
             raise ValueError("unknown size")
@@ -244,7 +244,7 @@ class Translator:
             self._add(node, Spec("input"))
             return
         if node.op == "get_attr":  # becomes a node where its data is read as an operand
-            if not isinstance(attribute(self.part, str(node.target)), torch.Tensor):
+            if not isinstance(self.way.sizes.tensor(str(node.target)), torch.Tensor):
                 self.plain.add(node)
             return
         if function_name(node) in PIECES and all(is_piece(u) for u in node.users):
@@ -306,6 +306,8 @@ class Translator:
         return [n for n in found if n not in self.plain]
 
     def _parameter(self, node: fx.Node) -> Node:
+        if str(node.target) in self.way.sizes.constants:
+            return self._add(node, Spec("constant"))
         tensor = attribute(self.part, str(node.target))
         return self._add(node, Spec("parameter", (), {}, {"value": param_of(tensor, str(node.target))}))
 
@@ -347,7 +349,7 @@ class Translator:
         return ".".join(part for part in (self.prefix, path) if part)
 
     def _owner_part(self, param: Param) -> Hashable:
-        if isinstance(param.key, tuple) and param.key[0] == "computed":
+        if not param.writable or (isinstance(param.key, tuple) and param.key[0] == "computed"):
             return param.key
         return owner_part(attribute(self.graph.root, param.name))
 

@@ -39,6 +39,8 @@ class Sizes:
         self.root = root
         self.values: dict[fx.Node, Any] = {}
         self.modules: dict[str, nn.Module] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        """Tensors made while tracing, by the name under which the graph reads them."""
         self.metas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         args, kwargs = inputs if inputs is not None else ((), {})
         self.args, self.kwargs = [self._meta(a) for a in args], {k: self._meta(v) for k, v in kwargs.items()}
@@ -48,6 +50,10 @@ class Sizes:
         if path not in self.modules:
             self.modules[path] = self.root.get_submodule(path)
         return self.modules[path]
+
+    def tensor(self, path: str) -> Any:
+        """What a graph reads under `path`: a constant, or an attribute of the root."""
+        return self.constants[path] if path in self.constants else attribute(self.root, path)
 
     def value(self, node: fx.Node) -> Any:
         pending = [node]
@@ -74,7 +80,7 @@ class Sizes:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
-            return self._meta(attribute(self.root, str(node.target)))
+            return self._meta(self.tensor(str(node.target)))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         if node.op == "call_module":
             return self._call_module(str(node.target), args, kwargs)

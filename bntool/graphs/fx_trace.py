@@ -119,6 +119,8 @@ class Tracer(fx.Tracer):
         self.frozen = {m for m in root.modules() if is_frozen_norm(m)}
         self.sizes = Sizes(root, self.inputs)
         self.other_sizes = [Sizes(root, inputs) for inputs in rebatched(self.inputs)]
+        for sizes in self.other_sizes:
+            sizes.constants = self.sizes.constants
         return self.trace(root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -131,6 +133,15 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["at"] = self.path
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        """A tensor made while tracing is a constant of the graph (fx would put it on the user's model)."""
+        if type(a) is torch.Tensor and id(a) not in self.names and a not in self.tensor_attrs:
+            assert self.sizes is not None
+            name = f"_tensor_constant{len(self.sizes.constants)}"
+            self.sizes.constants[name] = a
+            self.tensor_attrs[a] = name
+        return super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers read by traced code become values of the graph, one for each tensor."""
