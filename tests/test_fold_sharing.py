@@ -224,14 +224,18 @@ class Aliases(nn.Module):
         y = torch.tanh(x)
         z = self.norm(y)
         if self.how == "behind":
-            return self.conv(z) + z.detach().mul_(0).sum() + y
+            return self.conv(torch.relu_(z)) + y
         y.mul_(3)
         return self.conv(z) + y
 
 
 @pytest.mark.parametrize("how", ["behind", "in front"])
 def test_in_place_ops_on_what_a_norm_separated(how: str) -> None:
-    _, report = folded(Aliases(how), X)
+    model = prepared(Aliases(how), X)
+    model.norm.running_mean.zero_()  # a positive scale alone, which passes the activation
+    model.norm.bias.data.zero_()
+    model.norm.weight.data.abs_()
+    _, report = folded(model, X, prepare=False)
     assert "changed in place" in reason(report)
 
 
