@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from bntool.errors import UsageError
 from bntool.plan import Plan, make_plan
@@ -12,7 +12,6 @@ from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
 from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
-from bntool.rewriting import OutOfRange
 from bntool.sources.opening import load
 from bntool.sources.saving import kind_of
 
@@ -74,22 +73,21 @@ def _fold_graph(
     progress: Progress,
 ) -> Result[Any, FoldReport]:
     from bntool.fold_graph import finish, graph_form
-    from bntool.fold_module import fold_here
-    from bntool.graphs.islands import module_graph
+    from bntool.fold_job import Job
 
     progress("fold", 0, 2)
     arguments = call_arguments(example_inputs)
     prepared = graph_form(model, arguments, keep=keep, merge=merge, split=split)
-    graph = module_graph(prepared.model, arguments)
-    _, plan = _carried_out(graph, keep, lambda plan: fold_here(prepared.model, plan))
-    finish(prepared)
+    job = Job(prepared.model, arguments, tuple(keep), in_place=True)
+    job.run()
+    prepared = finish(prepared, arguments, keep=keep, merge=merge)
     progress("fold", 1, 2)
     verification = None
     if verify and example_inputs is not None:
         verification = checked(model, prepared.model, example_inputs)
     progress("fold", 2, 2)
-    notes = [*graph.notes, *prepared.notes]
-    report = report_of(plan, graph, notes=notes, verification=verification)
+    notes = [*job.graph.notes, *prepared.notes]
+    report = report_of(job.plan, job.graph, notes=notes, verification=verification)
     return Result(prepared.model, with_merged(report, prepared.merged))
 
 
@@ -138,20 +136,6 @@ def fold_(
     job.run()
     progress("fold", 1, 1)
     return Result(model, report_of(job.plan, job.graph, macs=False))
-
-
-T = TypeVar("T")
-
-
-def _carried_out(graph: FxGraph, keep: Sequence[str], work: Callable[[Plan], T]) -> tuple[T, Plan]:
-    """Plan and do it; where a new value would leave its dtype's range, plan again without that owner."""
-    barred: dict[Hashable, str] = {}
-    while True:
-        plan = make_plan(graph, keep=keep, barred=barred)
-        try:
-            return work(plan), plan
-        except OutOfRange as problem:
-            barred[problem.owner] = problem.reason
 
 
 def plan_of(

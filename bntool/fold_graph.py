@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
 from bntool.copying import copied
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
+from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
+from bntool.lazy import has_lazy_parts, run_once, stand_ins
 from bntool.merging import merge_branches
 from bntool.report.merges import Merged
 
@@ -36,7 +38,10 @@ def graph_form(
     every call of a shared layer its own copy. A model that cannot be traced whole stays what it is; its parts
     become graphs where they merge.
     """
-    model = copied(model, {})
+    lazy = has_lazy_parts(model)
+    model = copied(model, stand_ins(model) if lazy else {})
+    if lazy:
+        run_once(model, arguments)
     notes: list[str] = []
     shared: list[str] = []
     traced = _traced(model, arguments)
@@ -59,16 +64,23 @@ def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | N
         model.register_buffer(name, tensor, persistent=False)
     module = fx.GraphModule(model, graph.ways[0].graph)
     functions_to_modules(module, graph)
+    drop_dead_code(module)
     return module
 
 
-def finish(form: GraphForm) -> None:
-    """Takes out of a folded graph what does nothing any more."""
-    folded = form.model
-    if not isinstance(folded, fx.GraphModule):
-        return
-    for node in list(folded.graph.nodes):
-        if node.op == "call_module" and type(folded.get_submodule(str(node.target))) is nn.Identity:
+def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str], merge: bool) -> GraphForm:
+    """Takes out of a folded graph what does nothing any more, and merges what only folding made a chain."""
+    if isinstance(form.model, fx.GraphModule):
+        _drop_identities(form.model)
+        share_equal(form.model, list(form.shared))
+    if not merge or arguments is None:
+        return form
+    model, merged = merge_branches(form.model, arguments, keep=keep)
+    return replace(form, model=model, merged=(*form.merged, *merged))
+
+
+def _drop_identities(module: fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Identity:
             node.replace_all_uses_with(node.args[0] if node.args else next(iter(node.kwargs.values())))
-            folded.graph.erase_node(node)
-    share_equal(folded, list(form.shared))
+            module.graph.erase_node(node)

@@ -27,10 +27,15 @@ def apply_merges(module: fx.GraphModule, merges: Sequence[Mergeable]) -> list[st
     """Rewrites `module`, whose graph the merges were found in; each new layer's name, or "" where none."""
     names = [_apply(module, merge) if _replaceable(merge) else "" for merge in merges]
     _drop_assertions(module.graph, {n.origin for merge in merges for n in merge.inside})
+    drop_dead_code(module)
+    return names
+
+
+def drop_dead_code(module: fx.GraphModule) -> None:
+    """Takes out what nobody reads, but for what writes in place."""
     module.graph.eliminate_dead_code(_matters)
     module.delete_all_unused_submodules()
     module.recompile()
-    return names
 
 
 def _replaceable(merge: Mergeable) -> bool:

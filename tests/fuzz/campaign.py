@@ -27,14 +27,32 @@ def bntool_fold(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     return fold(model, inputs).model
 
 
+def graph_fold(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Graph form with all it may do beyond module form."""
+    from bntool import fold
+
+    return fold(model, inputs, form="graph", merge=True, split=True).model
+
+
+def all_complaints(case: Case) -> list[str]:
+    """Both forms; the class is kept in module form alone."""
+    return complaints(case, bntool_fold) + graph_complaints(case)
+
+
+def graph_complaints(case: Case) -> list[str]:
+    found = complaints(case, graph_fold, thorough=False)
+    return [f"graph form: {text}" for text in found if not text.startswith("the class became")]
+
+
 def kind(complaint: str) -> str:
     """What sort of complaint it is: shrinking must not wander from one bug to another."""
-    return complaint.split(":")[0][:20]
+    head, _, rest = complaint.partition(": ")
+    return head + rest[:20] if head == "graph form" else head[:20]
 
 
 def reproducer(case: Case, found: list[str]) -> str:
     kinds = {kind(text) for text in found}
-    small = shrink(case, lambda c: bool(kinds & {kind(text) for text in complaints(c, bntool_fold)}))
+    small = shrink(case, lambda c: bool(kinds & {kind(text) for text in all_complaints(c)}))
     head = f"seed {case.seed}, {case.dtype}, input {tuple(case.inputs[0].shape)}"
     return "\n".join([head, *(f"  {text}" for text in found), small.model.describe()])
 
@@ -44,7 +62,7 @@ def one(seed: int) -> tuple[int, int, str]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     case = build(seed)
-    found = complaints(case, bntool_fold)
+    found = all_complaints(case)
     if found:
         return 0, 0, reproducer(case, found)
     left = norms_left(bntool_fold(case.model, (case.inputs[0],)))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from tests.fuzz.campaign import bntool_fold, reproducer
+from tests.fuzz.campaign import bntool_fold, graph_complaints, reproducer
 from tests.fuzz.cases import Case, build
 from tests.fuzz.judge import norms_left
 from tests.fuzz.networks import FUNCTIONS, Net, Step
 from tests.fuzz.oracle import complaints
 
 NETWORKS = 240
+GRAPHS = 80
 CHUNK = 20
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -26,6 +27,14 @@ def test_random_networks_fold_exactly_and_completely(first: int) -> None:
     for seed in range(first, first + CHUNK):
         case = build(seed)
         found = complaints(case, bntool_fold)
+        assert not found, reproducer(case, found)
+
+
+@pytest.mark.parametrize("first", range(0, GRAPHS, CHUNK))
+def test_random_networks_fold_exactly_as_graphs_too(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        case = build(seed)
+        found = graph_complaints(case)
         assert not found, reproducer(case, found)
 
 
