@@ -54,13 +54,13 @@ def test_a_slower_model_fails_the_step_and_leaves_reports(project: Path) -> None
     done, written = run(
         "Bench",
         project,
-        models="nets.py:net\nnets.py:net(times=6, norm=False)\n",
-        arguments="--budget 0.5s --replicates 2\n--no-confirm",
+        models="nets.py:net\nnets.py:net(times=20, norm=False)\n",
+        arguments="--budget 0.5s --replicates 3\n--no-confirm",
     )
     assert done.returncode == 1, done.stderr
     assert "exit-code=1" in written["GITHUB_OUTPUT"]
     assert "| slower |" in written["GITHUB_STEP_SUMMARY"]
-    assert "::error title=bntool bench::nets.py:net(times=6, norm=False): slower" in done.stderr
+    assert "::error title=bntool bench::nets.py:net(times=20, norm=False): slower" in done.stderr
     reports = project / "bntool-bench"
     assert json.loads((reports / "bench.json").read_text())["comparisons"][0]["gate"] == "fail"
     assert {p.name for p in reports.iterdir()} == {

@@ -24,7 +24,7 @@ from tests.bench import nets
 ROOT = Path(__file__).resolve().parents[2]
 NETS = "tests/bench/nets.py"
 #: enough to find a factor of several on a busy machine
-QUICK = ("--budget", "1s", "--replicates", "2", "--no-confirm")
+QUICK = ("--budget", "1s", "--replicates", "3", "--no-confirm")
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,7 @@ def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
 
 
 def test_a_planted_slowdown_fails_the_gate() -> None:
-    done = command(f"{NETS}:net", f"{NETS}:net(times=6)", "--json", *QUICK)
+    done = command(f"{NETS}:net", f"{NETS}:net(times=20)", "--json", *QUICK)
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     (pair,) = document["comparisons"]
@@ -58,7 +58,6 @@ def test_live_modules_the_same_twice() -> None:
         tolerance=1.0,
         budget_s=0.5,
         replicates=2,
-        mode="train",
     )
     (pair,) = found.comparisons
     assert pair.verdict in ("same", "inconclusive")
@@ -143,7 +142,7 @@ def test_the_other_side_is_taken_live_from_a_revision(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "first")
-    (inner / "nets.py").write_text(source.replace("times: int = 1, norm", "times: int = 6, norm"))
+    (inner / "nets.py").write_text(source.replace("times: int = 1, norm", "times: int = 20, norm"))
     done = command("nets.py:net", "--against", "git:HEAD", "--json", *QUICK, cwd=inner)
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
