@@ -16,7 +16,7 @@ from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import plan_of
 from bntool.errors import UsageError, VerificationError
-from bntool.lazy import stand_ins
+from bntool.lazy import has_lazy_parts, stand_ins
 from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept, names_of
@@ -122,7 +122,8 @@ def _insert(
     work, source = _work(fresh, example, data, inputs)
     with modes_kept(fresh), torch.no_grad():
         fresh.eval()
-        seen = watch(fresh, example)
+        seen = watch(fresh, example)  # lazy parts get their sizes here
+        model = copied(fresh, {}) if has_lazy_parts(model) else model
         flow = module_flow(fresh, example)
     candidates = (
         find(fresh, flow, seen, question) if options.form == "module" else graph_sites(flow, question)

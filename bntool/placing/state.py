@@ -13,6 +13,7 @@ from bntool.errors import RunError
 from bntool.norms.moments import Moments, moments
 from bntool.norms.submodules import modes_kept
 from bntool.pooling.batches import Call
+from bntool.pooling.rounds import ONE_VALUE
 from bntool.progress import Progress, silent
 
 RANDOM_SAMPLES = 32
@@ -39,6 +40,9 @@ def observe(
         for batch[0], call in enumerate(work):
             call.run(model)
             progress("observe", batch[0] + 1, len(work))
+    for name, seen in found.items():
+        if seen.count < 2:
+            raise RunError("one value per channel in all the data", where=name, next=ONE_VALUE)
     return found
 
 

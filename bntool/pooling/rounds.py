@@ -84,21 +84,30 @@ class Book:
         self.names = trails.names
         self.trails, self.batches, self.progress, self.total = trails, batches, progress, len(norms)
         self.settled: dict[nn.Module, Settled] = {}
+        self.spoilt = ""
+        """The first batch of this process with values that are not finite."""
 
     def read(self, norm: nn.Module, value: Tensor, batch: int) -> Brought:
         """The planes of a norm's input. Raises: RunError naming norm and batch when they are not finite."""
         found = planes(value)
         if not bool(torch.isfinite(found.m2).all() and torch.isfinite(found.mean).all()):
-            raise RunError(
-                f"batch {batch} is NaN or inf where it reaches this norm",
-                where=self.names[norm],
-                next="Take that batch out, or look for what blows up before this layer. Nothing was changed.",
-            )
+            self.spoilt = self.spoilt or f"batch {batch}"
+            if not ranks.several():
+                self._refuse(norm)
         return batch, found
+
+    def _refuse(self, norm: nn.Module) -> None:
+        raise RunError(
+            f"{self.spoilt or 'a batch of another process'} is NaN or inf where it reaches this norm",
+            where=self.names[norm],
+            next="Take that batch out, or look for what blows up before this layer. Nothing was changed.",
+        )
 
     def close(self, norm: nn.Module, brought: Sequence[Brought]) -> None:
         """Set the norm's running statistics to the pooled ones of all that was brought, on all ranks."""
         assert isinstance(norm, _BatchNorm)
+        if ranks.several() and not ranks.smallest(int(not self.spoilt), norm.running_mean.device):  # type: ignore[union-attr]
+            self._refuse(norm)  # on every rank, so that none waits for another
         parts = [found.pooled() for _, found in brought]
         moments = ranks.pooled(merged(parts))
         if moments.count < 2:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 import bntool
+from bntool.errors import RunError
 from tests.norms.nets import seeded_chain, shifted_batches
 
 
@@ -20,6 +22,12 @@ def main(target: str) -> None:
     for method in ("lockstep", "passes"):
         result = bntool.calibrate(seeded_chain(), mine, method=method)
         torch.save(result.model.state_dict(), f"{target}/{method}{dist.get_rank()}.pt")
+    spoilt = [b.clone() for b in mine]
+    spoilt[0][0] = float("nan") if dist.get_rank() == 1 else 0.0
+    try:
+        bntool.calibrate(seeded_chain(), spoilt)
+    except RunError as refusal:
+        Path(f"{target}/refusal{dist.get_rank()}.txt").write_text(str(refusal))
     torch.save(trained_together(), f"{target}/trained{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

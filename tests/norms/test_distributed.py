@@ -26,6 +26,9 @@ def test_two_processes_calibrate_like_one_and_train_together(tmp_path: Path) -> 
         for key, value in alone.items():
             assert torch.equal(ranks[0][key], ranks[1][key]), key
             assert torch.allclose(ranks[0][key], value, rtol=8 * torch.finfo(torch.float32).eps, atol=0), key
+    refusals = [(tmp_path / f"refusal{r}.txt").read_text() for r in (0, 1)]
+    assert "another process" in refusals[0]
+    assert "batch 0 is NaN" in refusals[1]
     first, second = (torch.load(tmp_path / f"trained{r}.pt", weights_only=True) for r in (0, 1))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert any(key.endswith("1.weight") for key in first), "the inserted norm is among them"

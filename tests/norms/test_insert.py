@@ -467,7 +467,34 @@ def test_mode_flags_and_hooks_survive() -> None:
     assert not model.conv1.training
 
 
+def test_lazy_layers_take_their_sizes_on_the_copy() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).eval()
+    result = bntool.insert(model, data()[0])
+    assert [e.layer for e in result.report.inserted] == ["0"]
+    assert model[0].has_uninitialized_params()
+
+
+def test_inputs_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+            x = F.relu(self.conv(image if mask is None else image * mask)).mean((2, 3))
+            return {"scores": self.head(x)}
+
+    batches = [{"image": b, "mask": torch.ones_like(b), "label": torch.zeros(8)} for b in data()]
+    example = {"image": data()[0], "mask": torch.ones_like(data()[0])}
+    result = bntool.insert(Named().eval(), example, data=batches)
+    assert [e.layer for e in result.report.inserted] == ["conv"]
+    assert result.report.eval.max_rel_error < 1e-6
+
+
 def test_refusals() -> None:
+    single = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with pytest.raises(RunError, match="one value"):
+        bntool.insert(single, torch.randn(1, 6), data=[torch.randn(1, 6)], batch_size=8)
     with pytest.raises(UsageError, match="norm"):
         bntool.insert(plain(), data()[0], norm="magic")
     with pytest.raises(UsageError, match="empty"):
