@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from bntool.edits import recorded
 from bntool.norms.kinds import Setting
 from bntool.norms.submodules import matches, selected
 from bntool.placing.flow import (
@@ -110,7 +111,16 @@ def find(model: nn.Module, flow: Flow, seen: Seen, question: Question) -> list[S
     sites = [finder.site(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]
     if not question.slots or not any(site.slot and not site.reason for site in sites):
         return sites
-    return [s if s.slot or s.reason else replace(s, reason="no norm was folded away here") for s in sites]
+    return [s if s.slot or s.layer in finder.took or s.reason else _never(s) for s in sites]
+
+
+def _never(site: Site) -> Site:
+    return replace(site, reason="no norm was folded away here")
+
+
+def paths_of(model: nn.Module, op: str) -> set[str]:
+    """Where bntool did this to the model: "add_bias" where a norm went in, "drop_norm" where one was."""
+    return {edit["path"] for edit in recorded(model) if edit["op"] == op}
 
 
 def wanted_word(kind: str) -> str:
@@ -128,6 +138,8 @@ class _Finder:
         has_conv = any(isinstance(m, _ConvNd) and m in seen.outputs for m in model.modules())
         default = "all" if question.include else "conv" if has_conv else "linear"
         self.kinds = KINDS_OF[question.layers or default]
+        self.took = paths_of(model, "add_bias") if question.slots else set()
+        self.emptied = paths_of(model, "drop_norm") if question.slots else set()
 
     def site(self, name: str, module: nn.Module) -> Site:
         site = Site(name, name, self.question.where)
@@ -149,7 +161,8 @@ class _Finder:
             return "excluded"
         if not selected(site.layer, self.question.include, ()):
             return "not included"
-        if isinstance(module, self.kinds) or (self.question.slots and site.slot):
+        folded = self.question.slots and (site.slot or site.layer in self.took)
+        if isinstance(module, self.kinds) or folded:
             return ""
         return wanted_word("linear" if isinstance(module, nn.Linear) else "conv")
 
@@ -199,7 +212,9 @@ class _Finder:
         layer = self.flow.module(node)
         calls = len(self.seen.outputs.get(identity, ()))
         as_often = layer is not None and calls == len(self.seen.outputs.get(layer, ()))
-        return self.flow.path_of(users[0]) if as_often else ""
+        path = self.flow.path_of(users[0])
+        never = bool(self.emptied) and path not in self.emptied  # an Identity of the model's own
+        return path if as_often and not never else ""
 
     def _sized(self, site: Site, layer: nn.Module) -> Site:
         if site.slot:
@@ -208,14 +223,15 @@ class _Finder:
             values = self.seen.inputs if site.where == "before-layer" else self.seen.outputs
             value = values[self.model.get_submodule(site.at)][0]
         last = not site.slot and isinstance(layer, nn.Linear) and value.dim() > 2
-        if last and not (self.question.layers or self.question.include):
+        asked = self.question.layers or self.question.include or site.layer in self.took
+        if last and not asked:
             return replace(
                 site, reason="linear over (*, features), as in transformers: name it to ask for it"
             )
         channels = value.shape[-1 if last else 1]
         per_sample = value.numel() // (value.shape[0] * channels)
         squeezed = isinstance(layer, _ConvNd) and per_sample == 1
-        if squeezed and not (site.slot or self.question.include):
+        if squeezed and not (site.slot or self.question.include or site.layer in self.took):
             return replace(site, reason="its map is one value per sample, as in a squeeze-and-excite gate")
         setting = Setting(channels, value.dim(), last, per_sample)
         return replace(site, setting=setting, values=value.numel() // channels)
