@@ -1,0 +1,86 @@
+"""Un-folding: a folded network gets its norms back, where they were, with the keys it had."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bntool
+from bntool.edits import plan_of
+from sample_models.mobilenet import mobilenet
+from sample_models.resnet import resnet
+from sample_models.unet import unet
+from sample_models.video3d import video3d
+from tests.norms.nets import randomized
+
+SHAPES = {resnet: (4, 1, 8, 8), mobilenet: (2, 3, 32, 32), unet: (2, 3, 32, 32), video3d: (2, 3, 4, 16, 16)}
+
+
+@pytest.mark.parametrize("factory", SHAPES)
+def test_norms_come_back_where_they_were(factory: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = randomized(factory()), torch.randn(SHAPES[factory])
+    norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    folded = bntool.fold(model, x)
+    assert len(folded.report.folded) == norms
+    result = bntool.unfold(folded.model, x)
+    assert len(result.report.inserted) == norms
+    assert result.report.eval.max_rel_error < 1e-5
+    assert set(result.model.state_dict()) == set(model.state_dict())
+    factory().load_state_dict(result.model.state_dict())
+    assert torch.allclose(result.model(x), model(x), atol=1e-4 * float(model(x).detach().abs().max()))
+    result.model.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in result.model.parameters())
+
+
+def test_the_plan_of_both_edits_applies_to_a_fresh_model() -> None:
+    model, x = randomized(resnet()), torch.randn(4, 1, 8, 8)
+    made = bntool.unfold(bntool.fold(model, x).model, x).model
+    again = bntool.apply_plan(resnet(), json.loads(json.dumps(plan_of(made))))
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again.eval()(x), made(x))
+
+
+class Shortcut(nn.Module):
+    """An Identity of the model's own, which never was a norm, and a squeeze-and-excite gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.plain, self.drop_path = nn.Conv2d(4, 4, 1), nn.Identity()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(torch.relu(self.drop_path(self.plain(x))).mean((2, 3)))
+
+
+def test_an_identity_of_the_models_own_and_a_gate_stay_without() -> None:
+    model, x = randomized(Shortcut()), torch.randn(2, 3, 8, 8)
+    result = bntool.unfold(bntool.fold(model, x).model, x)
+    assert [e.name for e in result.report.inserted] == ["bn"]
+    assert "gate" in result.report.left_out["gate"]
+    assert result.report.left_out["plain"] == "no norm was folded away here"
+
+
+def test_a_network_that_never_had_norms_gets_one_behind_every_convolution() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ).eval()
+    report = bntool.unfold(model, torch.randn(2, 3, 8, 8)).report
+    assert [e.layer for e in report.inserted] == ["0", "2"]
+
+
+def test_a_shared_layer_gets_its_shared_norm_back() -> None:
+    from sample_models.siamese import siamese
+
+    model = randomized(siamese())
+    x = (torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+    result = bntool.unfold(bntool.fold(model, x).model, x)
+    assert len(result.report.inserted) == 3
+    assert result.report.eval.max_rel_error < 1e-5
