@@ -160,8 +160,8 @@ def middle(counts: Sequence[float]) -> float:
     return ordered[len(ordered) // 2]
 
 
-def said(count: float) -> str:
-    return "never" if math.isinf(count) else f"{count:.0f} steps"
+def said(count: float, most: int) -> str:
+    return f"more than {most} steps" if math.isinf(count) else f"{count:.0f} steps"
 
 
 def headline(
@@ -175,8 +175,8 @@ def headline(
     rates = largest_ratio(works, base, norm)
     largest = "" if rates is None else f" The largest rate that trains is {rates:.3g} times as large with it."
     return (
-        f"A test score of {goal:.3g} takes {said(middle(counts[base]))} without and "
-        f"{said(middle(counts[norm]))} with "
+        f"A test score of {goal:.3g} takes {said(middle(counts[base]), plan.steps)} without and "
+        f"{said(middle(counts[norm]), plan.steps)} with "
         f"{called(norm)} (median; rates {tuned[base]:.3g} and {tuned[norm]:.3g}, tuned).{largest}"
     )
 
@@ -237,7 +237,7 @@ def rates_table(
         rates = works[norm]
         width = f"{math.log2(max(rates) / min(rates)) + 1:.0f}" if rates else "0"
         span = f"{min(rates):.3g} to {max(rates):.3g}" if rates else "none"
-        rows.append((norm, f"{tuned[norm]:.3g}", said(middle(counts[norm])), span, width))
+        rows.append((norm, f"{tuned[norm]:.3g}", said(middle(counts[norm]), plan.steps), span, width))
     return Table(
         "Rates", ("arm", "tuned rate", "median to target", "rates that train", "octaves"), tuple(rows)
     )
