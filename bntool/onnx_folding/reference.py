@@ -74,7 +74,7 @@ class Reference:
     """What the original computes on the feeds, run once."""
 
     def __init__(self, model: ModelProto, runnable: Runnable, given: Shapes, tolerance: float | None) -> None:
-        self.feeds = feeds_of(model, given)
+        self.runnable, self.feeds = runnable, feeds_of(model, given)
         self.tolerance = tolerance_of(model) if tolerance is None else tolerance
         self.names = tuple(value.name for value in model.graph.output)
         self.notes: tuple[str, ...] = ()
@@ -86,15 +86,29 @@ class Reference:
 
     def check(self, candidate: Runnable) -> Verification:
         """`candidate` on the same feeds."""
+        return self._compared(candidate, self.feeds)
+
+    def sensitivity(self) -> float:
+        """How far the original's own outputs move when its inputs change in their last bit."""
+        changed = [{name: _last_bit(value) for name, value in each.items()} for each in self.feeds]
+        return self._compared(self.runnable, changed).smallest_tolerance
+
+    def _compared(self, candidate: Runnable, inputs: list[Feeds]) -> Verification:
         run = _evaluate if self.notes else _run
         runs = []
-        for feeds, reference, outputs in zip(
-            self.feeds, self.outputs, run(candidate, self.feeds), strict=True
-        ):
+        for feeds, reference, outputs in zip(inputs, self.outputs, run(candidate, inputs), strict=True):
             agreement = compare_all(self.names, reference, outputs)
             batch = next((v.shape[0] for v in feeds.values() if v.ndim), None)
             runs.append(Run(batch, agreement))
         return Verification(self.tolerance, tuple(runs), self.notes)
+
+
+def _last_bit(values: NDArray[Any]) -> NDArray[Any]:
+    """Every other float one step up."""
+    if values.dtype.kind != "f":
+        return values
+    every_other = np.arange(values.size).reshape(values.shape) % 2 == 0
+    return np.where(every_other, np.nextafter(values, np.array(np.inf, values.dtype)), values)
 
 
 def _run(runnable: Runnable, feeds: list[Feeds]) -> Iterator[list[NDArray[Any]]]:

@@ -138,6 +138,17 @@ def test_a_wrong_fold_is_not_written_and_its_norm_is_named(
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
+def test_a_model_that_amplifies_rounding_is_said_to_be_one(tmp_path: Path) -> None:
+    """Differences that its own inputs' last bits would make are not blamed on a norm."""
+    large = [node("Mul", "t huge", "u"), node("Sin", "u", "v")]
+    nodes = [node("Conv", "x w", "y"), norm("y", "t"), *large]
+    weights = {"w": weight(8, 16, 3, 3), **norm_weights(8), "huge": np.array(1e6)}
+    proto = model(nodes, {"x": ["batch", 16, 6, 6]}, ["v"], weights, dtype="float32", opset=20)
+    with pytest.raises(VerificationError, match="so is the original"):
+        fold_file(saved(proto, tmp_path / "a.onnx"), tmp_path / "b.onnx")
+    assert fold_file(tmp_path / "a.onnx", tmp_path / "b.onnx", tolerance=3.0).verification.ok
+
+
 def test_float64_is_compared_by_the_reference_evaluator_and_said(tmp_path: Path) -> None:
     source = saved(two_layers("float64"), tmp_path / "a.onnx")
     verification = fold_file(source).verification
