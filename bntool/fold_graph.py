@@ -72,11 +72,12 @@ def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str],
     """Takes out of a folded graph what does nothing any more, and merges what only folding made a chain."""
     if isinstance(form.model, fx.GraphModule):
         _drop_identities(form.model)
+    if merge and arguments is not None:
+        model, merged = merge_branches(form.model, arguments, keep=keep)
+        form = replace(form, model=model, merged=(*form.merged, *merged))
+    if isinstance(form.model, fx.GraphModule):
         share_equal(form.model, list(form.shared))
-    if not merge or arguments is None:
-        return form
-    model, merged = merge_branches(form.model, arguments, keep=keep)
-    return replace(form, model=model, merged=(*form.merged, *merged))
+    return form
 
 
 def _drop_identities(module: fx.GraphModule) -> None:

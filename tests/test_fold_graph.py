@@ -96,6 +96,25 @@ def test_layers_whose_calls_all_agree_are_shared_again_after_a_split() -> None:
     assert count(model, nn.Conv2d) == 2
 
 
+class Reused(nn.Module):
+    """A layer called twice, one of its calls part of a chain that merges away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.last = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x).relu()
+        return self.last(self.shared(y)), self.shared(y)
+
+
+def test_a_copy_may_merge_away_while_the_other_stays() -> None:
+    model, _ = folded(Reused(), torch.randn(3, 4), merge=True, split=True)
+    assert count(model, nn.Linear) == 3
+    again = fold(model, (torch.randn(3, 4).double(),), form="graph", merge=True, split=True).model
+    assert count(again, nn.Linear) == 3
+
+
 def test_merged_norms_are_in_the_report() -> None:
     model, report = folded(repvgg.repvgg(), *repvgg.example_inputs(), merge=True)
     assert count(model, nn.Conv2d) == 6

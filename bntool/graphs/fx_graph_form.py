@@ -142,14 +142,26 @@ def split_shared(module: fx.GraphModule) -> list[str]:
 
 def share_equal(module: fx.GraphModule, names: list[str]) -> None:
     """Copies that are still what they were copied from become one layer again."""
+    first: dict[str, list[str]] = {}
     for node in module.graph.nodes:
-        stem = next((n for n in names if str(node.target).startswith(f"{n}_")), None)
-        if node.op != "call_module" or stem is None:
-            continue
-        if _equal(module.get_submodule(stem), module.get_submodule(str(node.target))):
-            node.target = stem
+        stem = next((n for n in names if _copy_of(str(node.target), n)), None)
+        if node.op == "call_module" and stem is not None:
+            node.target = _shared_with(module, str(node.target), first.setdefault(stem, []))
     module.delete_all_unused_submodules()
     module.recompile()
+
+
+def _copy_of(name: str, stem: str) -> bool:
+    return name == stem or name.removeprefix(f"{stem}_").isdigit()
+
+
+def _shared_with(module: fx.GraphModule, name: str, others: list[str]) -> str:
+    """The one of the others that computes the same, else the name itself, which joins them."""
+    layer = module.get_submodule(name)
+    same = next((n for n in others if _equal(module.get_submodule(n), layer)), None)
+    if same is None:
+        others.append(name)
+    return same or name
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:
