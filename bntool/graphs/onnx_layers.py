@@ -29,6 +29,9 @@ def conv(op: Op) -> Node | str:
     padded = any(op.attrs.get("pads", ())) or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
     rank = len(weight.shape) - 2
     kind = "conv" if op.proto.op_type == "Conv" else "conv_transpose"
+    bias = op.const(2)
+    if bias is not None and len(bias.shape) != 1:
+        return "its bias is not one value per channel"
     if kind == "conv_transpose":  # its border gets fewer taps, and with strides every place gets its own
         padded = padded or any(size != 1 for size in (*weight.shape[2:], *op.attrs.get("strides", ())))
     node = op.node(kind, op.value(0), groups=int(op.attrs.get("group", 1)), padded=padded, rank=rank)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
-from bntool.errors import UsageError
+from bntool.errors import RunError, UsageError
 from bntool.graphs.onnx_shapes import input_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 from bntool.report.agreement import compare_all, tolerance_for
@@ -120,4 +120,8 @@ def _evaluate(runnable: Runnable, feeds: list[Feeds]) -> Iterator[list[NDArray[A
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(str(runnable) if isinstance(runnable, Path) else runnable)
-    yield from [[np.asarray(v) for v in evaluator.run(None, each)] for each in feeds]
+    try:
+        yield from [[np.asarray(v) for v in evaluator.run(None, each)] for each in feeds]
+    except Exception as problem:
+        what = "neither ONNX Runtime nor ONNX's reference evaluator can run it"
+        raise RunError(what, next="Pass --no-verify, and compare it where it runs.") from problem
