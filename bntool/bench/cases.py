@@ -12,13 +12,16 @@ from bntool.bench.protocol import Candidate, Conditions, Side
 from bntool.bench.remote import check_python
 from bntool.bench.revision import portable
 from bntool.errors import UsageError
+from bntool.sources.refs import PythonRef, parse
 
 #: what a case is called when nothing sets it apart
 PLAIN = "bench"
 
 
 def with_file(candidate: Candidate, trust: bool, weights: str | Path | None) -> Candidate:
-    return replace(candidate, trust=trust, weights=str(weights) if weights else None)
+    """The candidate with what the user said of files. Weights are for factories: files bring their own."""
+    wants = weights is not None and isinstance(parse(candidate.ref), PythonRef)
+    return replace(candidate, trust=trust, weights=str(weights) if wants else None)
 
 
 def spread_out(

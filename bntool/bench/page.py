@@ -72,7 +72,7 @@ def case_section(document: Document, case: Mapping[str, Any]) -> str:
     names = [f["name"] for f in only["candidates"]]
     parts = [
         f"<section><h2>{escape(case['name'])}</h2>",
-        charts.ratios([interval_of(p) for p in only["comparisons"]], only["comparisons"][0]["tolerance"]),
+        ratios(case, only["comparisons"]),
         charts.distributions(names, [times(case, k) for k in range(len(names))]),
         timeline(case, names),
         table(rows.COMPARISONS, rows.comparisons(only)),
@@ -81,6 +81,13 @@ def case_section(document: Document, case: Mapping[str, Any]) -> str:
         f"<p class='muted'>{escape(rows.how(only)[0])}</p></section>",
     ]
     return "".join(parts)
+
+
+def ratios(case: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
+    parts = (
+        "runs of neighbouring rounds" if case["run"]["one_process"] else "single replicates (fresh processes)"
+    )
+    return charts.ratios([interval_of(p) for p in pairs], pairs[0]["tolerance"], parts)
 
 
 def interval_of(p: Mapping[str, Any]) -> charts.Interval:

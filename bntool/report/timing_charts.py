@@ -7,6 +7,7 @@ Drawn from plain values; colours come from the page's style sheet (classes s0 to
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -55,8 +56,8 @@ def dot(x: float, y: float, radius: float, told: str = "", kind: str = "") -> st
     return f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='{radius:g}'>{title}</circle>"
 
 
-def ratios(rows: Sequence[Interval], tolerance: float) -> str:
-    """A row a comparison: the interval, the estimate, and a dot per replicate; the tolerance is a band."""
+def ratios(rows: Sequence[Interval], tolerance: float, parts: str) -> str:
+    """A row a comparison: its interval, its estimate, a dot for each of its `parts`; the tolerance a band."""
     shown = [v for r in rows for v in (r.estimate, r.low, r.high, *r.parts) if math.isfinite(v) and v > 0]
     edges = [1.0 / (1.0 + tolerance), 1.0 + tolerance]
     x = axis([*shown, *edges], NAMES, WIDTH - RIGHT)
@@ -69,9 +70,7 @@ def ratios(rows: Sequence[Interval], tolerance: float) -> str:
     drawn.append(
         label((NAMES + WIDTH - RIGHT) / 2, bottom + 38, "time over the baseline's", "middle", "name")
     )
-    note = (
-        f"The band is the tolerance of {tolerance:.1%}; small dots are single replicates (fresh processes)."
-    )
+    note = f"The band is the tolerance of {tolerance:.1%}; small dots are {parts}."
     return figure("Ratio to the baseline, with its interval", bottom + 48, "".join(drawn), note=note)
 
 
@@ -80,7 +79,7 @@ def _ratio(row: Interval, k: int, x: Axis, y: float) -> str:
     if not math.isfinite(row.estimate):
         return name + label(NAMES + 8, y + 4, "not measured", "start")
     told = f"{row.name}: {row.estimate:.4f} ({row.low:.4f} to {row.high:.4f})"
-    parts = "".join(dot(x(p), y + 13, 2.4, f"replicate: {p:.4f}", "part") for p in row.parts)
+    parts = "".join(dot(x(p), y + 13, 2.4, f"{p:.4f}", "part") for p in row.parts)
     low, high = (v if math.isfinite(v) else row.estimate for v in (row.low, row.high))
     span = f"<g><title>{escape(told)}</title>{line('span', x(low), y, x(high), y)}"
     return f"{name}<g class='s{k % COLOURS}'>{span}{dot(x(row.estimate), y, 5)}</g>{parts}</g>"
@@ -139,9 +138,8 @@ def run_order(dots: Sequence[Dot], ends: Sequence[float], names: Sequence[str]) 
     """Every sample at the moment it was taken; a vertical line where a new set of processes starts."""
     if not dots:
         return ""
-    every = max(1, math.ceil(len(dots) / MOST_DOTS))
-    # candidates alternate: an even step would show only one of them
-    shown = dots[:: every + (every % 2 == 0)] if every > 1 else dots
+    chosen = sorted(random.Random(0).sample(range(len(dots)), min(MOST_DOTS, len(dots))))
+    shown = [dots[k] for k in chosen]
     x = axis([0.0, dots[-1].at], LEFT, WIDTH - RIGHT)
     y, bottom = axis([d.value * 1e3 for d in shown], 230.0, 12.0, log=True), 230.0
     drawn = [
@@ -154,7 +152,7 @@ def run_order(dots: Sequence[Dot], ends: Sequence[float], names: Sequence[str]) 
     drawn.append(
         label((LEFT + WIDTH) / 2, bottom + 38, "seconds of sampling; ms per call upwards", "middle", "name")
     )
-    note = f"Every {every}th sample is drawn." if every > 1 else ""
+    note = f"{len(shown)} of {len(dots)} samples are drawn, at random." if len(shown) < len(dots) else ""
     return figure("Samples in the order taken", bottom + 48, "".join(drawn), note=note) + legend(names)
 
 

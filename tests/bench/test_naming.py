@@ -9,6 +9,7 @@ import pytest
 
 from bntool.bench import units
 from bntool.bench.candidates import labelled, parse, under
+from bntool.bench.cases import with_file
 from bntool.bench.plan import Effort, Gate
 from bntool.bench.request import split
 from bntool.bench.runtimes import BUILTIN, runtime
@@ -86,6 +87,11 @@ def test_runtimes_have_names_of_their_own_and_say_what_they_are() -> None:
     assert len({r.name for r in BUILTIN}) == len(BUILTIN)
     assert all(r.summary and "threads" in r.options for r in BUILTIN)
     assert all(runtime(r.name) is r for r in BUILTIN if r.name != "openvino")
+
+
+def test_weights_are_for_factories_and_files_bring_their_own() -> None:
+    found = [with_file(parse(ref), False, "w.safetensors").weights for ref in ("a.py:net", "m.onnx", "m.pt2")]
+    assert found == ["w.safetensors", None, None]
 
 
 def test_commas_inside_parentheses_stay() -> None:
