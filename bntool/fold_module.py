@@ -12,8 +12,8 @@ from torch import nn
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.graphs.fx_calls import owner_part
-from bntool.graphs.fx_modules import AFTERWARDS
 from bntool.graphs.fx_sizes import attribute
+from bntool.graphs.fx_translate import AFTERWARDS
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
 from bntool.tensors import out_of_range, overwrite, rewritten

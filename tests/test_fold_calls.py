@@ -244,6 +244,18 @@ def test_star_arguments_none_defaults_and_nested_outputs() -> None:
     assert len(report.folded) == 1
 
 
+def test_a_reversed_difference_is_not_taken_for_a_difference() -> None:
+    class Reversed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(torch.rsub(self.a(x), self.b(x)))
+
+    folded(Reversed(), X)
+
+
 def test_tensors_made_in_forward() -> None:
     class Makes(Keywords):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from bntool.graphs.aten import as_torch_functions
 from bntool.graphs.base import Node
-from bntool.graphs.fx_modules import FxGraph, Translator
+from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Sizes
 from bntool.graphs.fx_trace import Way
+from bntool.graphs.fx_translate import Translator
 
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3

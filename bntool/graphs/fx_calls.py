@@ -136,3 +136,28 @@ def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[s
             if is_computed(module, attr):
                 result[neutral] = replace(result[neutral], key=("computed", id(module), attr))
     return result
+
+
+IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "setitem")
+
+
+def function_name(node: fx.Node) -> str:
+    """The name under which the tables know a call, without underscores; "" for foreign code."""
+    if node.op == "call_method":
+        return str(node.target).strip("_")
+    if node.op != "call_function":
+        return ""
+    module = getattr(node.target, "__module__", None) or "torch"
+    if module.split(".")[0] not in ("torch", "_operator", "operator", "math", "builtins"):
+        return ""
+    return getattr(node.target, "__name__", "").strip("_")
+
+
+def changes_in_place(node: fx.Node) -> bool:
+    """Whether a call overwrites its first argument."""
+    if node.kwargs.get("inplace") is True:
+        return True
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op not in ("call_method", "call_function"):
+        return False
+    return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS

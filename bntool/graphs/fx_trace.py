@@ -21,7 +21,7 @@ from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 
 #: control flow is followed through at most so many ways
-MAX_PATHS = 32
+MAX_PATHS = 16
 CONTAINERS = (dict, list, set, OrderedDict)
 EMPTY: tuple[Any, ...] = ()
 IN_PLACE = {

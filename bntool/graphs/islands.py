@@ -7,9 +7,10 @@ from torch import nn
 from bntool.graphs.base import Node
 from bntool.graphs.fx_calls import param_of
 from bntool.graphs.fx_kinds import is_leaf
-from bntool.graphs.fx_modules import FxGraph, Translator
+from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_trace import ways_through
+from bntool.graphs.fx_translate import Translator
 from bntool.graphs.reach import islands_of
 
 
@@ -56,7 +57,10 @@ def trace_part(
         if not isinstance(ways, str):
             break
         failed = joined(prefix, ways)
-        graph.notes.append(f"{failed or 'the model'} cannot be traced: its inside is analysed in parts")
+        advice = "" if inputs is not None or prefix else "; example inputs may help"
+        graph.notes.append(
+            f"{failed or 'the model'} cannot be traced: its inside is analysed in parts{advice}"
+        )
         graph.dark.add(failed)
         if failed == prefix:
             return

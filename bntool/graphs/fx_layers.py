@@ -1,0 +1,180 @@
+"""Layers and norms, called as modules or as functions, in the neutral vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from bntool.graphs.base import Param
+from bntool.graphs.fx_baked import own_type
+from bntool.graphs.fx_calls import Call, Spec, module_params
+from bntool.graphs.fx_sizes import UNKNOWN
+from bntool.graphs.windows import window
+
+Build = Callable[[Call], Spec | None]
+
+
+NO_BIAS = "it has no bias to take the shift, and modules alone cannot give it one: use form='graph'"
+
+
+def conv(rank: int) -> Build:
+    def build(call: Call) -> Spec | None:
+        padding, dilation = call.number(4, "padding", 0), call.number(5, "dilation", 1)
+        params = _weight_and_bias(call)
+        if params is None or padding is UNKNOWN:
+            return None
+        kernel = params["weight"].shape[2:]
+        padded = any(_padding(padding, kernel, dilation))
+        attrs = {"groups": call.number(6, "groups", 1), "rank": rank, "padded": padded, "no_bias": NO_BIAS}
+        attrs |= window(kernel, call.number(3, "stride", 1), padding, dilation)
+        return Spec("conv", (call.get(0, "input"),), attrs, params)
+
+    return build
+
+
+def _padding(padding: Any, kernel: Sequence[int], dilation: Any) -> list[int]:
+    if padding == "valid":
+        return [0]
+    if padding == "same":
+        spread = dilation if isinstance(dilation, (tuple, list)) else [dilation] * len(kernel)
+        return [d * (k - 1) for d, k in zip(spread, kernel, strict=False)]
+    return list(padding) if isinstance(padding, (tuple, list)) else [padding]
+
+
+def conv_transpose(rank: int) -> Build:
+    def build(call: Call) -> Spec | None:
+        params = _weight_and_bias(call)
+        if params is None:
+            return None
+        plain = all(k == 1 for k in params["weight"].shape[2:]) and _ones(call.number(3, "stride", 1))
+        padded = not (plain and not nonzero(call.number(4, "padding", 0)))
+        attrs = {"groups": call.number(6, "groups", 1), "rank": rank, "padded": padded, "no_bias": NO_BIAS}
+        return Spec("conv_transpose", (call.get(0, "input"),), attrs, params)
+
+    return build
+
+
+def _ones(value: Any) -> bool:
+    return all(v == 1 for v in (value if isinstance(value, (tuple, list)) else [value]))
+
+
+def nonzero(value: Any) -> bool:
+    return any(v != 0 for v in (value if isinstance(value, (tuple, list)) else [value]))
+
+
+def _weight_and_bias(call: Call) -> dict[str, Param] | None:
+    weight, bias = call.get(1, "weight"), call.get(2, "bias")
+    params = {"weight": call.param(weight), "bias": call.param(bias)}
+    if params["weight"] is None or (bias is not None and params["bias"] is None):
+        return None
+    return {name: p for name, p in params.items() if p is not None}
+
+
+def linear(call: Call) -> Spec | None:
+    params = _weight_and_bias(call)
+    return None if params is None else Spec("linear", (call.get(0, "input"),), {"no_bias": NO_BIAS}, params)
+
+
+def conv_module(call: Call) -> Spec:
+    module = call.module()
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    padding = _padding(module.padding, module.kernel_size, module.dilation)
+    attrs: dict[str, Any] = {"groups": module.groups, "rank": len(module.kernel_size)}
+    if module.transposed:
+        attrs["padded"] = not (_ones(module.kernel_size) and _ones(module.stride) and not any(padding))
+    else:
+        attrs["padded"] = module.padding_mode == "zeros" and any(padding)
+        geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
+        attrs |= window(*geometry, module.padding_mode)
+    kind = "conv_transpose" if module.transposed else "conv"
+    return Spec(kind, (call.get(0, "input"),), attrs, _module_weights(call))
+
+
+def linear_module(call: Call) -> Spec:
+    return Spec("linear", (call.get(0, "input"),), {}, _module_weights(call))
+
+
+def _module_weights(call: Call) -> dict[str, Param]:
+    return module_params(call.module(), str(call.node.target), {"weight": "weight", "bias": "bias"})
+
+
+def embedding_module(call: Call) -> Spec | None:
+    module = call.module()
+    return None if module.max_norm is not None else Spec("embedding", (), {}, _module_weights(call))
+
+
+def affine_module(kind: str) -> Build:
+    return lambda call: Spec(kind, (call.get(0, "input"),), {}, _module_weights(call))
+
+
+def layer_norm_module(call: Call) -> Spec:
+    """(Over one element it gives its bias, whatever it is given: then it reads nothing.)"""
+    size = math.prod(call.module().normalized_shape)  # type: ignore[arg-type]
+    return Spec("layer_norm", (call.get(0, "input"),) if size > 1 else (), {}, _module_weights(call))
+
+
+RANKS: dict[type[nn.Module], int | None] = {
+    nn.BatchNorm1d: None,
+    nn.BatchNorm2d: 4,
+    nn.BatchNorm3d: 5,
+    nn.SyncBatchNorm: None,
+    nn.InstanceNorm1d: 3,
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
+}
+
+
+STATISTICS = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+#: the positions of a norm function's arguments
+ARGUMENTS = {"mean": 1, "var": 2, "weight": 3, "bias": 4}
+
+
+def norm_module(call: Call) -> Spec | None:
+    module, x = call.module(), call.get(0, "input")
+    rank = RANKS[own_type(module)]
+    instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    if instance and call.rank(x) not in (None, rank):
+        return None  # without a batch dimension
+    params = module_params(module, str(call.node.target), STATISTICS)
+    if instance and not module.track_running_stats:
+        params = {k: v for k, v in params.items() if k not in ("mean", "var")}
+    attrs = {
+        "eps": float(module.eps),  # type: ignore[arg-type]
+        "training": module.training,
+        "rank": rank or call.rank(x),
+    }
+    return Spec("instance_norm" if instance else "batch_norm", (x,), attrs, params)
+
+
+def frozen_norm(call: Call) -> Spec:
+    module = call.module()
+    params = module_params(module, str(call.node.target), STATISTICS)
+    attrs = {"eps": float(module.eps), "training": False, "rank": 4}  # type: ignore[arg-type]
+    return Spec("batch_norm", (call.get(0, "x"),), attrs, params)
+
+
+def norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:
+    def build(call: Call) -> Spec | None:
+        named = {
+            "mean": (1, "running_mean"),
+            "var": (2, "running_var"),
+            "weight": (3, "weight"),
+            "bias": (4, "bias"),
+        }
+        found = {name: call.param(call.get(*at)) for name, at in named.items()}
+        params = {name: p for name, p in found.items() if p is not None}
+        x = call.get(0, "input")
+        if any(not p.writable for p in params.values()) or (
+            isinstance(x, fx.Node) and call.param(x) is not None
+        ):
+            return None
+        training = call.number(training_at, flag, kind == "instance_norm")
+        eps = call.number(eps_at, "eps", 1e-5)
+        return Spec(kind, (x,), {"eps": eps, "training": bool(training), "rank": call.rank(x)}, params)
+
+    return build

@@ -1,0 +1,293 @@
+"""One traced torch.fx graph -> nodes of the neutral vocabulary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bntool.algebra.absorbing import NORMS
+from bntool.graphs.base import Node, Param
+from bntool.graphs.fx_baked import own_type
+from bntool.graphs.fx_calls import (
+    SIZE_ATTRIBUTES,
+    SIZE_METHODS,
+    Call,
+    Spec,
+    changes_in_place,
+    function_name,
+    names,
+    owner_part,
+    param_of,
+)
+from bntool.graphs.fx_frozen import is_frozen_norm
+from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES
+from bntool.graphs.fx_layers import frozen_norm
+from bntool.graphs.fx_modules import FxGraph, is_piece
+from bntool.graphs.fx_sizes import attribute
+from bntool.graphs.fx_trace import Tracer, Way, has_hooks
+
+#: kinds whose parameters a plan may change
+OWNING = names(
+    "conv conv_transpose linear matmul_const embedding parameter "
+    "batch_norm instance_norm layer_norm group_norm"
+)
+
+
+#: attributes in which norm subclasses keep what they do after normalising
+AFTERWARDS = ("drop", "act")
+
+
+def would_use_a_bias(module: nn.Module, call: fx.Node) -> bool:
+    """Whether a conv or linear subclass without bias computes with one as soon as it has it.
+
+    Its forward is traced once more on a shallow copy that has a bias: seen instead of believed.
+    """
+    if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or module.bias is not None:
+        return False
+    biased = copy.copy(module)
+    biased._parameters = dict(module._parameters)
+    biased._parameters["bias"] = nn.Parameter(torch.zeros(module.weight.shape[0], device="meta"))
+    try:
+        graph = Tracer(lambda m, path: False, [], None).run(biased)
+    except Exception:
+        return False
+    again = [n for n in graph.nodes if n.target == call.target]
+    biases = [n.args[2] if len(n.args) > 2 else n.kwargs.get("bias") for n in again]
+    return len(again) == 1 and isinstance(biases[0], fx.Node) and biases[0].target == "bias"
+
+
+@dataclass
+class Translator:
+    """One traced graph -> nodes. `prefix` is the module path of the traced part."""
+
+    graph: FxGraph
+    way: Way
+    part: nn.Module
+    prefix: str
+    now: dict[fx.Node, Node] = field(default_factory=dict)
+    plain: set[fx.Node] = field(default_factory=set)
+    family: dict[int, list[Node]] = field(default_factory=dict)
+    overwritten: list[tuple[list[Node], int, str]] = field(default_factory=list)
+    _tensors_read: set[str] | None = None
+
+    def run(self) -> None:
+        self.graph.sizes_of[id(self.way.graph)] = self.way.sizes
+        start = len(self.graph.nodes)
+        for node in self.way.graph.nodes:
+            if self._is_plain(node):
+                self.plain.add(node)
+            else:
+                self._translate(node)
+        self._mark_overwritten(start)
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Sizes, types and what is computed from them: they tell nothing of the data."""
+        if node.op in ("placeholder", "get_attr", "call_module", "output"):
+            return False
+        name = function_name(node)
+        if name == "getattr" and node.args[1] in SIZE_ATTRIBUTES:
+            return True
+        if node.op == "call_method" and name in SIZE_METHODS and not (name == "type" and len(node.args) > 1):
+            return True
+        return all(n in self.plain for n in node.all_input_nodes)
+
+    def _translate(self, node: fx.Node) -> None:
+        if node.op == "output":
+            self._add(node, Spec("output", tuple(self._tensors(node.args))))
+            return
+        if node.op == "placeholder":
+            self._add(node, Spec("input"))
+            return
+        if node.op == "get_attr":  # becomes a node where its data is read as an operand
+            if not isinstance(self.way.sizes.tensor(str(node.target)), torch.Tensor):
+                self.plain.add(node)
+            return
+        if function_name(node) in PIECES and all(is_piece(u) for u in node.users):
+            return
+        spec = self._spec(node)
+        new = self._add(node, spec if spec is not None else self._opaque(node))
+        if changes_in_place(node):
+            new.overwrites = True
+            self._overwrite(node, new)
+
+    def _spec(self, node: fx.Node) -> Spec | None:
+        call = Call(node, self.part, self.way.sizes, self.plain)
+        if node.op == "call_module":
+            module = call.module()
+            build = MODULES.get(own_type(module), frozen_norm if is_frozen_norm(module) else None)
+        elif is_piece(node):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            return Spec("layout", (source.args[0],))
+        elif function_name(node) == "getattr" and node.args[1] in LAYOUT_ATTRIBUTES:
+            return Spec("layout", (node.args[0],))
+        else:
+            build = FUNCTIONS.get(function_name(node))
+        spec = build(call) if build is not None else None
+        return spec if spec is not None and self._understood(node, spec) else None
+
+    def _understood(self, node: fx.Node, spec: Spec) -> bool:
+        """Inputs must be traced tensors; a layout may depend on no other tensor's data."""
+        if not all(isinstance(i, fx.Node) for i in spec.inputs):
+            return False
+        if spec.kind != "layout":
+            return True
+        return not any(isinstance(i, fx.Node) and i not in self.plain for i in self._index_inputs(node))
+
+    def _index_inputs(self, node: fx.Node) -> list[fx.Node]:
+        return [
+            n for n in node.all_input_nodes[1:] if n.op != "get_attr" and "_as" not in function_name(node)
+        ]
+
+    def _opaque(self, node: fx.Node) -> Spec:
+        what = function_name(node) or str(getattr(node.target, "__name__", node.target))
+        params: dict[str, Param] = {}
+        if node.op == "call_module":
+            module = self.way.sizes.module(str(node.target))
+            what = type(module).__name__
+            deep = self._full(str(node.target)) not in self.graph.dark  # children of those are islands
+            for name, tensor in (*module.named_parameters(recurse=deep), *module.named_buffers(recurse=deep)):
+                params[name] = param_of(tensor, f"{node.target}.{name}")
+        return Spec("opaque", tuple(self._tensors((node.args, node.kwargs))), {"what": what}, params)
+
+    def _tensors(self, arguments: Any) -> list[fx.Node]:
+        found: list[fx.Node] = []
+
+        def note(node: fx.Node) -> fx.Node:
+            found.append(node)
+            return node
+
+        fx.node.map_arg(arguments, note)
+        return [n for n in found if n not in self.plain]
+
+    def _parameter(self, node: fx.Node) -> Node:
+        if str(node.target) in self.way.sizes.constants:
+            return self._add(node, Spec("constant"))
+        tensor = attribute(self.part, str(node.target))
+        return self._add(node, Spec("parameter", (), {}, {"value": param_of(tensor, str(node.target))}))
+
+    def _value(self, node: fx.Node) -> Node:
+        if node in self.plain:
+            constant = Node(node.name, "constant", origin=node, where=node.name)
+            self.now[node] = self.graph.add(constant)
+            self.plain.discard(node)
+        elif node.op == "get_attr" and node not in self.now:
+            return self._parameter(node)
+        elif node not in self.now:  # all pieces of a split at once
+            self._add(node, self._opaque(node))
+        return self.now[node]
+
+    def _add(self, node: fx.Node, spec: Spec) -> Node:
+        inputs = tuple(self._value(i) for i in spec.inputs)
+        params = {name: self._renamed(p) for name, p in spec.params.items()}
+        if "no_bias" in spec.attrs and self._would_use_a_bias(node):
+            del spec.attrs["no_bias"]
+        new = Node(node.name, spec.kind, inputs, spec.attrs, params, origin=node, where=self._where(node))
+        if spec.kind in OWNING:
+            new.owner = (spec.kind, *(self._owner_part(p) for p in params.values()), spec.attrs.get("eps"))
+        new.watched = self.way.watched.get(node, "")
+        new.pinned = self._pinned(node) if spec.kind in NORMS else ""
+        self.now[node] = self.graph.add(new)
+        if spec.kind in ("layout", "identity"):
+            self.family[id(new)] = self.family.setdefault(id(inputs[0]), [inputs[0]])
+            self.family[id(new)].append(new)
+        return new
+
+    def _would_use_a_bias(self, node: fx.Node) -> bool:
+        path = str(node.meta.get("at", ""))
+        return bool(path) and would_use_a_bias(self.way.sizes.module(path), node)
+
+    def _renamed(self, param: Param) -> Param:
+        return replace(param, name=self._full(param.name)) if self.prefix else param
+
+    def _full(self, path: str) -> str:
+        return ".".join(part for part in (self.prefix, path) if part)
+
+    def _owner_part(self, param: Param) -> Hashable:
+        if not param.writable or (isinstance(param.key, tuple) and param.key[0] == "computed"):
+            return param.key
+        return owner_part(attribute(self.graph.root, param.name))
+
+    def _where(self, node: fx.Node) -> str:
+        path = str(node.meta.get("at", ""))
+        if node.op == "output":
+            return "the output"
+        if node.op == "get_attr":
+            path = str(node.target)
+        elif node.op != "call_module" and not self._is_the_modules_own(node, path):
+            name = function_name(node).removeprefix("i") if changes_in_place(node) else function_name(node)
+            path = f"{path}.{name or node.name}" if path else name or node.name
+        return f"{self.prefix}.{path}" if self.prefix and path else path or self.prefix
+
+    def _is_the_modules_own(self, node: fx.Node, path: str) -> bool:
+        """A module that wraps one function is known by its own name: relu1, not relu1.relu."""
+        if not path:
+            return False
+        module = self.way.sizes.module(path)
+        wraps = type(module).__module__.startswith("torch.nn") and not list(module.children())
+        norms = isinstance(module, nn.modules.batchnorm._NormBase)
+        convs = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        name = function_name(node)
+        return wraps or (norms and name.endswith("_norm")) or (convs and name.startswith(("conv", "linear")))
+
+    def _pinned(self, node: fx.Node) -> str:
+        path = str(node.meta.get("at", ""))
+        module = self.way.sizes.module(path)
+        if path and has_hooks(module):
+            return f"it has hooks, which would vanish with {path}"
+        if path and self._read_by_others(path):
+            return f"the code around it reads {path}'s tensors"
+        if node.op == "call_module":
+            return ""
+        if not (path and isinstance(module, nn.modules.batchnorm._NormBase)):
+            return "it is a function call, which modules alone cannot take out: use form='graph'"
+        if self._does_more(node, path, module):
+            return "what else its forward does would be lost: use form='graph'"
+        return ""
+
+    def _read_by_others(self, path: str) -> bool:
+        """Whether traced code outside a norm reads its parameters: they would be gone with it."""
+        if self._tensors_read is None:
+            reads = [n for n in self.way.graph.nodes if n.op == "get_attr"]
+            owners = [str(n.target).rpartition(".")[0] for n in reads]
+            self._tensors_read = {p for p, n in zip(owners, reads, strict=True) if n.meta.get("at") != p}
+        return path in self._tensors_read
+
+    def _does_more(self, node: fx.Node, path: str, module: nn.Module) -> bool:
+        """Whether a norm subclass does more than normalise, then drop, then activate."""
+        others = [n for n in self.way.graph.nodes if n is not node and n.op != "get_attr"]
+        places = [n.meta.get("at", "") for n in others if n not in self.plain]
+        inside = [at for at in places if (at + ".").startswith(path + ".")]
+        known = tuple(f"{path}.{name}" for name in AFTERWARDS if hasattr(module, name))
+        return any(not (at in known or at.startswith(tuple(k + "." for k in known))) for at in inside)
+
+    def _overwrite(self, node: fx.Node, new: Node) -> None:
+        """An in-place op: from here on its first argument is its result; views of it have changed too."""
+        target = node.args[0] if node.args else node.kwargs.get("input")
+        if not isinstance(target, fx.Node) or target not in self.now:
+            return
+        old = self.now[target]
+        family = [n for n in self.family.get(id(old), []) if n is not old]
+        if family or new.kind == "opaque":
+            self.overwritten.append(
+                ([*family, *([old] if new.kind == "opaque" else [])], len(self.graph.nodes), new.where)
+            )
+        for alias, value in self.now.items():
+            if value is old:
+                self.now[alias] = new
+
+    def _mark_overwritten(self, start: int) -> None:
+        position = {id(n): i for i, n in enumerate(self.graph.nodes)}
+        last_read: dict[int, int] = {}
+        for reader in self.graph.nodes[start:]:
+            for value in reader.inputs:
+                last_read[id(value)] = position[id(reader)]
+        for family, at, by in self.overwritten:
+            for value in family:
+                if last_read.get(id(value), -1) >= at:
+                    value.changed_by = by
