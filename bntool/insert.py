@@ -26,7 +26,7 @@ from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
 from bntool.placing.key_map import key_owners, moved_keys
 from bntool.placing.module_form import Placed, put_all
 from bntool.placing.options import InsertEntry, InsertReport, Options, Planned, check
-from bntool.placing.sites import Question, Site, find, watch
+from bntool.placing.sites import Question, Seen, Site, find, watch
 from bntool.placing.state import observe, random_calls, set_similar, set_unchanging
 from bntool.pooling.batches import Call, calls, example_call
 from bntool.progress import Progress, silent
@@ -138,22 +138,45 @@ def _insert(
         return Result(fresh, replace(report, inserted=entries))
     before, alive = key_owners(fresh), fresh.state_dict(keep_vars=True)
     if options.form == "module":
-        places = {p.site.layer: _place(fresh, p) for p in sites}
-        found = observe(fresh, work, places, progress) if options.init == "preserve" else {}
-        placed = put_all(fresh, sites, seen, options)
+        placed, found = _into_modules(fresh, sites, seen, work, options, progress)
     else:
         fresh, paths = with_slots(fresh, flow, sites)
-        slots = {
-            p.site.layer: (fresh.get_submodule(s), False, p.channel_dim)
-            for p, s in zip(sites, paths, strict=True)
-        }
-        found = observe(fresh, work, slots, progress) if options.init == "preserve" else {}
-        placed = fill_slots(fresh, sites, paths, options)
+        placed, found = _into_graph(fresh, sites, paths, work, options, progress)
     entries = _set(fresh, placed, found, options, len(work))
     keys = moved_keys(before, key_owners(fresh))
-    del alive
+    del alive  # until here no other tensor could take the identity of a dropped one
     report = replace(report, inserted=entries, keys=keys, plan=plan_of(fresh), notes=_notes(entries, options))
     return Result(fresh, _proven(model, fresh, [p.norm for p in placed], work, options, report))
+
+
+Filled = tuple[list[Placed], dict[str, Moments]]
+
+
+def _into_modules(
+    model: nn.Module,
+    sites: Sequence[Planned],
+    seen: Seen,
+    work: Sequence[Call],
+    options: Options,
+    progress: Progress,
+) -> Filled:
+    places = {p.site.layer: _place(model, p) for p in sites}
+    found = observe(model, work, places, progress) if options.init == "preserve" else {}
+    return put_all(model, sites, seen, options), found
+
+
+def _into_graph(
+    model: nn.Module,
+    sites: Sequence[Planned],
+    paths: Sequence[str],
+    work: Sequence[Call],
+    options: Options,
+    progress: Progress,
+) -> Filled:
+    pairs = zip(sites, paths, strict=True)
+    slots = {p.site.layer: (model.get_submodule(path), False, p.channel_dim) for p, path in pairs}
+    found = observe(model, work, slots, progress) if options.init == "preserve" else {}
+    return fill_slots(model, sites, paths, options), found
 
 
 def _place(model: nn.Module, planned: Planned) -> tuple[nn.Module, bool, int]:

@@ -9,19 +9,6 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 
-def owners(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every (parent, attribute) that holds `wanted`: a shared module has several."""
-    return [(m, name) for m in model.modules() for name, child in m._modules.items() if child is wanted]
-
-
-def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `model` holds `old`."""
-    found = owners(model, old)
-    assert found, "the module to exchange is not in the model"
-    for parent, name in found:
-        parent._modules[name] = new
-
-
 def names_of(model: nn.Module) -> dict[nn.Module, str]:
     """Each module's first qualified name."""
     return {module: name for name, module in model.named_modules()}
@@ -40,12 +27,6 @@ def selected(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
 
 def matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
-
-
-def carry_flags(old: nn.Module, new: nn.Module) -> nn.Module:
-    """`new` in the train or eval mode of `old`."""
-    new.train(old.training)
-    return new
 
 
 @contextmanager

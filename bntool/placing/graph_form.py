@@ -111,13 +111,13 @@ def _add_slot(module: fx.GraphModule, planned: Planned) -> str:
 
 
 def fill_slots(
-    module: fx.GraphModule, sites: Sequence[Planned], paths: Sequence[str], options: Options
+    module: nn.Module, sites: Sequence[Planned], paths: Sequence[str], options: Options
 ) -> list[Placed]:
     """The norms in place of the Identities."""
     return [_fill(module, planned, path, options) for planned, path in zip(sites, paths, strict=True)]
 
 
-def _fill(module: fx.GraphModule, planned: Planned, path: str, options: Options) -> Placed:
+def _fill(module: nn.Module, planned: Planned, path: str, options: Options) -> Placed:
     try:
         layer: nn.Module = module.get_submodule(planned.site.layer)
     except AttributeError:  # a function call: its weight is somewhere in the model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -121,7 +121,3 @@ def _drawn(value: Any, generator: torch.Generator) -> Any:
     noise = torch.randn(tuple(value.shape), generator=generator, dtype=torch.float64).to(value.device)
     wide = value.double()
     return (wide.mean() + wide.std() * noise).to(value.dtype)
-
-
-def norms_in(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    return [m for module in modules for m in module.modules() if not m._modules]
