@@ -76,10 +76,12 @@ def attempt(case: Case, index: int, effort: Effort, spawn: Spawn, folder: Path) 
         return Examination(case.candidates[index], failure=problem.message, failure_code=code)
 
 
-def failure_of(problem: CandidateError) -> BntoolError:
-    """A worker's error as this process's own, with the same exit code."""
+def failure_of(seen: Examination, what: str = "") -> BntoolError:
+    """Why a candidate failed as an error of this process, with the exit code that the worker's had."""
     kinds: dict[int | None, type[BntoolError]] = {2: UsageError, 3: LoadError}
-    return kinds.get(problem.code, RunError)(problem.message.removesuffix("."))
+    message = seen.failure.removesuffix(".")
+    where = "" if seen.candidate.ref in message else seen.candidate.name
+    return kinds.get(seen.failure_code, RunError)(f"{what}{message}", where=where)
 
 
 def examine(case: Case, index: int, effort: Effort, spawn: Spawn, folder: Path) -> Examination:

@@ -20,7 +20,7 @@ from bntool.bench.judge import UNKNOWN, Timed, Waivers, confirmed, corrected, pa
 from bntool.bench.machine import describe
 from bntool.bench.plan import Case, Effort
 from bntool.bench.protocol import Candidate, Conditions, Side
-from bntool.bench.remote import CandidateError, Process, Remote
+from bntool.bench.remote import Process, Remote
 from bntool.bench.result import CaseResult, Comparison
 from bntool.bench.statistics import Ratio
 from bntool.bench.waivers import expired
@@ -82,10 +82,10 @@ def time_case(
         ready, seen = prepare(case, effort, here, folder)
     failures = {i: e.failure for i, e in enumerate(seen) if e.failure}
     if 0 in failures:
-        raise failure_of(CandidateError(f"the baseline cannot run: {failures[0]}", seen[0].failure_code))
+        raise failure_of(seen[0], "the baseline cannot run: ")
     if len(failures) == len(seen) - 1:
         # nothing is left to compare: say why at once, in the first one's own words
-        raise failure_of(CandidateError(seen[1].failure, seen[1].failure_code))
+        raise failure_of(seen[1])
     found = measure(
         ready,
         effort,
