@@ -42,7 +42,6 @@ class Plan:
     depth_inits: tuple[str, ...] = ("default", "he")
     inits: tuple[str, ...] = ("default", "he", "xavier")
     batch_sizes: tuple[int, ...] = (2, 8, 32)
-    small_norms: tuple[str, ...] = ()
     small_steps: int = 64
     small_examples: int = 1024
     target: float = 0.0

@@ -27,6 +27,9 @@ from bntool.study.verdict import Measure, Verdict
 
 #: points of score that count
 MATTERS = 0.02
+MADE_FOR_IT = ("renorm", "ghost")
+#: the tier from which every norm named is tried at every batch size
+ALL_FROM = 5
 
 Cell = tuple[str, int]
 
@@ -59,7 +62,9 @@ def reference(plan: Plan) -> str:
 
 
 def compared(plan: Plan) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((plan.treated, reference(plan), *plan.small_norms)))
+    """The norm in question, its measure, and those made for small batches; all of them in large studies."""
+    swept = [n for n in plan.others if n in MADE_FOR_IT or plan.tier >= ALL_FROM]
+    return tuple(dict.fromkeys((plan.treated, reference(plan), *swept)))
 
 
 def steps_for(plan: Plan, size: int) -> int:
