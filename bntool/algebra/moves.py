@@ -31,9 +31,10 @@ def scatter(m: ChannelAffine, sizes: Sequence[int], index: Index, *, fill: bool)
     Elements that are not copied are free: they take whatever keeps the map simplest, or the identity with
     `fill` (others read them).
     """
-    if np.broadcast_to(m.shift, index.shape)[index < 0].any():
+    if m.shifts and np.broadcast_to(m.shift, index.shape)[index < 0].any():
         return HIDDEN
-    scale, shift = _put(m.scale, sizes, index), _put(m.shift, sizes, index)
+    scale = _put(_plain(m.scale, m.scales), sizes, index)
+    shift = _put(_plain(m.shift, m.shifts), sizes, index)
     if scale is None or shift is None:
         return CONFLICT
     if fill:
@@ -46,13 +47,21 @@ def _take(values: Array, sizes: Sequence[int], index: Index, outside: float) -> 
     return np.where(index < 0, outside, flat[index]) if (index < 0).any() else flat[index]
 
 
+def _plain(values: Array, matters: bool) -> Array:
+    """One number for all places where there is no scale, or no shift."""
+    return values if matters else values.reshape(-1)[:1]
+
+
 def _put(values: Array, sizes: Sequence[int], index: Index) -> Array | None:
     """`values` at the places they come from, NaN elsewhere; None where two disagree."""
-    inside = index >= 0
-    wanted = np.broadcast_to(values, index.shape)[inside]
+    if values.size == 1:  # the same everywhere: nothing can disagree
+        return values.reshape((1,) * len(sizes))
+    wanted, places = np.broadcast_to(values, index.shape), index
+    if (index < 0).any():
+        wanted, places = wanted[index >= 0], index[index >= 0]
     flat = np.full(int(np.prod(sizes)), np.nan)
-    flat[index[inside]] = wanted
-    return flat.reshape(tuple(sizes)) if np.array_equal(flat[index[inside]], wanted) else None
+    flat[places] = wanted
+    return flat.reshape(tuple(sizes)) if np.array_equal(flat[places], wanted) else None
 
 
 def squeeze(values: Array, default: float) -> Array:
