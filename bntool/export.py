@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,10 @@ from bntool.errors import UsageError, VerificationError
 from bntool.export_check import Check, check_file, dtype_of, in_single_precision
 from bntool.progress import Progress, silent
 from bntool.sources.onnx_run import NotImplementedByRuntime
+from bntool.sources.running import eval_mode
+from bntool.sources.saving import INLINE_LIMIT_BYTES
 from bntool.sources.torch_onnx import Call, Traced, trace
-
-#: protobuf's limit is 2 GiB; the graph itself and its names need some of it
-INLINE_LIMIT_BYTES = 2**31 - 2**27
+from bntool.sources.writing import beside
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def export(
     target = _checked_target(path)
     call = Call.of(model, example_inputs)
     notes = mode_notes(model)
-    with eval_mode(model), tempfile.TemporaryDirectory(prefix=".bntool-", dir=target.parent) as room:
+    with eval_mode(model), beside(target, force=True) as written:
         progress("fold", 0, 3)
         exported, folded = _folded(model, example_inputs) if fold else (model, None)
         progress("export", 1, 3)
@@ -104,16 +102,14 @@ def export(
         )
         traced = retrace(exported, call)
         outside = state_bytes(exported) > INLINE_LIMIT_BYTES if external_data is None else external_data
-        traced.save(Path(room) / target.name, outside)
+        traced.save(written, outside)
         progress("verify", 2, 3)
         checks: tuple[Check, ...] = ()
         if verify:
-            checks, words = _checks(
-                model, exported, traced, Path(room) / target.name, call, retrace, tolerance
-            )
+            checks, words = _checks(model, exported, traced, written, call, retrace, tolerance)
             _insist(checks, target)
             notes += words
-        size_bytes = _move(Path(room), target)
+        size_bytes = sum(file.stat().st_size for file in written.parent.iterdir())
     progress("verify", 3, 3)
     return ExportReport(
         target,
@@ -169,18 +165,6 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in eval mode; afterwards every module has the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def state_bytes(model: nn.Module) -> int:
     """The size of all parameters and buffers, a shared one counted once."""
     storages: dict[int, int] = {}
@@ -222,12 +206,3 @@ def _insist(checks: tuple[Check, ...], target: Path) -> None:
         if not check.ok:
             advice = "Nothing was written. Pass a tolerance that you accept, or report the model."
             raise VerificationError(check.complaint(), where=str(target), next=advice)
-
-
-def _move(room: Path, target: Path) -> int:
-    """Put the finished files in their place, the model last, so that it never points at missing data."""
-    files = sorted(room.iterdir(), key=lambda file: file.name == target.name)
-    size = sum(file.stat().st_size for file in files)
-    for file in files:
-        os.replace(file, target.parent / file.name)
-    return size
