@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bntool.errors import UsageError
+from bntool.errors import BntoolError, UsageError
 
 
 def check_target(path: Path, *, force: bool = False) -> None:
@@ -30,12 +30,23 @@ def beside(path: Path, *, force: bool = False) -> Iterator[Path]:
     check_target(path, force=force)
     room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield room / path.name
+        with _errors_name(path, room / path.name):
+            yield room / path.name
         others = [file for file in room.iterdir() if file.name != path.name]
         for file in [*others, room / path.name]:
             _move(file, path.parent / file.name)
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+@contextmanager
+def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
+    """What goes wrong while writing is said of the target, not of the place it was written to meanwhile."""
+    try:
+        yield
+    except BntoolError as problem:
+        problem.where = problem.where.replace(str(temporary), str(path))
+        raise
 
 
 def _move(new: Path, target: Path) -> None:

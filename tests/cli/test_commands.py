@@ -72,6 +72,22 @@ def test_export_writes_onnx_that_computes_the_same(run: Run, name: str) -> None:
     assert run("verify", ref(name), "m.onnx", "--json").json["ok"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_bench_times_every_model(run: Run, name: str) -> None:
+    run("fold", ref(name), "-o", "folded")
+    options = ["--budget", "0.2s", "--replicates", "2", "--tolerance", "900%", "--json"]
+    (found,) = run("bench", ref(name), "folded", *options).json["comparisons"]
+    assert found["verdict"] in ("faster", "same", "slower", "inconclusive")
+    assert not found["warning"], "the outputs agree"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_study_plans_for_every_model(run: Run, name: str) -> None:
+    """Digits are shaped as the model takes them."""
+    assert run("study", ref(name), "--data", "digits", "--dry-run", "--json").json["schema_version"] == 1
+
+
 def test_control_flow_cannot_be_exported_and_nothing_is_written(run: Run) -> None:
     assert run("export", ref("branchy"), "-o", "m.onnx", code=4).err.count("\n") == 1
     assert not Path("m.onnx").exists()

@@ -114,6 +114,17 @@ def test_help_and_usage_errors_import_nothing_heavy(line: list[str], code: int) 
     assert done.stdout.splitlines()[-1] == f"{code} []"
 
 
+def test_completion_imports_nothing_heavy() -> None:
+    asked = {"_BNTOOL_COMPLETE": "complete_bash", "COMP_WORDS": "bntool fo", "COMP_CWORD": "1"}
+    code = "import atexit, sys; from bntool.cli.app import run; "
+    code += (
+        f"atexit.register(lambda: print('heavy:', sorted({HEAVY!r} & set(sys.modules)))); sys.exit(run([]))"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **asked}, check=False)
+    assert done.stdout.splitlines() == ["fold", "heavy: []"]
+
+
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:
     """CPU time, the best of three: the machine may be busy with something else."""
 
