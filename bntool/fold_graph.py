@@ -57,7 +57,7 @@ def graph_form(
 
 
 def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
-    graph = module_graph(model, arguments)
+    graph = module_graph(model, arguments, hooked_whole=True)
     if len(graph.ways) != 1 or graph.notes:
         return None
     for name, tensor in graph.ways[0].sizes.constants.items():

@@ -35,7 +35,7 @@ def _merge(
     """None if the model cannot be traced in one way."""
     done: list[Merged] = []
     while True:
-        graph = module_graph(model, arguments)
+        graph = module_graph(model, arguments, hooked_whole=True)
         if len(graph.ways) != 1 or graph.notes:
             return None, []
         merges = find_merges(graph, keep=lambda n: any(fnmatchcase(prefix + n.where, glob) for glob in keep))

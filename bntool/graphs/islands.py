@@ -9,20 +9,25 @@ from bntool.graphs.fx_calls import param_of
 from bntool.graphs.fx_kinds import is_leaf
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
-from bntool.graphs.fx_trace import ways_through
+from bntool.graphs.fx_trace import has_hooks, ways_through
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.reach import islands_of
 
 
 def module_graph(
-    root: nn.Module, inputs: Inputs | None = None, *, leaves: tuple[type[nn.Module], ...] = ()
+    root: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    leaves: tuple[type[nn.Module], ...] = (),
+    hooked_whole: bool = False,
 ) -> FxGraph:
     """The graph of a module as the planner needs it: every way through it and its islands.
 
     Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
+    With `hooked_whole` neither are modules with hooks: a graph that is to be run would lose them.
     """
     graph = FxGraph(root)
-    trace_part(graph, root, "", inputs, leaves)
+    trace_part(graph, root, "", inputs, leaves, hooked_whole)
     done: set[str] = set()
     while graph.dark - done:
         name = min(graph.dark - done)
@@ -43,10 +48,13 @@ def trace_part(
     prefix: str,
     inputs: Inputs | None,
     leaves: tuple[type[nn.Module], ...] = (),
+    hooked_whole: bool = False,
 ) -> None:
     """Add every way through `part`; modules that cannot be traced become one opaque node each."""
 
     def leaf(module: nn.Module, path: str) -> bool:
+        if hooked_whole and has_hooks(module):
+            return True
         return joined(prefix, path) in graph.dark or isinstance(module, leaves) or is_leaf(module, path)
 
     if is_leaf(part, prefix):
