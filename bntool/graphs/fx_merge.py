@@ -98,7 +98,9 @@ def _shared(paths: list[list[str]]) -> list[str]:
 def _sample(module: fx.GraphModule, merge: Mergeable) -> torch.Tensor:
     """A weight that is merged: its dtype, device and gradient flag go to the new layer."""
     param = next(n.params["weight"] for n in merge.inside if "weight" in n.params)
-    return dict(module.named_parameters(remove_duplicate=False))[param.name]
+    weight = attribute(module, param.name)
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
 def layer(kernel: Kernel, like: torch.Tensor) -> nn.Module:
