@@ -13,6 +13,7 @@ from torch import fx, nn
 from bntool.algebra.kernels import Kernel
 from bntool.graphs.base import Mergeable
 from bntool.graphs.fx_calls import changes_in_place
+from bntool.graphs.fx_sizes import attribute
 
 #: what assertions on sizes are made of
 SIZE_FUNCTIONS = (
