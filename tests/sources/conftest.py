@@ -8,9 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 
+OURS = ("nets", "parts", "helper")
+
+
+def forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
+
+
 @pytest.fixture(autouse=True)
 def forget_imports() -> Iterator[None]:
-    before = set(sys.modules)
+    """Before each test too: a name that is taken makes a file's module another name, which pickles keep."""
+    forget()
     yield
-    for name in [n for n in set(sys.modules) - before if n.partition(".")[0] in ("nets", "parts", "helper")]:
-        del sys.modules[name]
+    forget()
