@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-
 OURS = ("nets", "parts", "helper")
 
 
