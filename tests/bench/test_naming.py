@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from bntool.bench.runtimes import BUILTIN, runtime
 from bntool.bench.suite import suite
 from bntool.bench.waivers import Waiver
 from bntool.errors import UsageError
+
+NEEDS_OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is an extra")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_times_are_shown_with_three_digits(value: float | None, text: str) -> No
         ("a.py:net@onnx", "a.py:net", "onnx", {}),
         ("a.py:net(depth=3)@compile(threads=2)", "a.py:net(depth=3)", "compile", {"threads": 2}),
         ("m.onnx", "m.onnx", "onnx", {}),
-        ("m.onnx@openvino", "m.onnx", "openvino", {}),
+        pytest.param("m.onnx@openvino", "m.onnx", "openvino", {}, marks=NEEDS_OPENVINO),
         ('a.py:net(name="x@y")', 'a.py:net(name="x@y")', "eager", {}),
         ("a.py:net@ort", "a.py:net", "onnx", {}),
     ],

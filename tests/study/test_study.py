@@ -167,11 +167,17 @@ def test_the_command_writes_a_report_and_json(tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out) == found
 
 
+def heed_ctrl_c() -> None:
+    """A shell's background jobs ignore SIGINT, and so would the child of a test run among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "bntool", "study", MLP, "--claims", "2", "--norms", "none,batch"]
     command += ["--tier", "1", "--run-dir", str(folder), "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, preexec_fn=heed_ctrl_c, **pipes)
     journal = folder / "trials.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.exists() and journal.read_text().count("\n") > 4):
