@@ -52,6 +52,12 @@ def fold(
         shapes = shapes_of(example_inputs)
         return fold_model(model, keep=keep, merge=merge, verify=verify, shapes=shapes, progress=progress)
     if kind_of(model) == "program":
+        if merge or split:
+            raise UsageError(
+                "a torch.export program folds without merging or splitting",
+                where="merge" if merge else "split",
+                next="Fold the module it was exported from with form='graph', or the ONNX file.",
+            )
         from bntool.fold_exported import fold_program
 
         return fold_program(model, example_inputs, keep=keep, verify=verify, progress=progress)

@@ -204,9 +204,13 @@ def _quotient_up(site: Site, m: ChannelAffine) -> Ways:
 
 
 def _quotient_down(site: Site, port: int, m: ChannelAffine) -> Ways:
-    if m.shifts or port != 0:
-        return Blocked("only a scale of the dividend can pass a quotient")
-    return [[Down(_result(site, m))]]
+    if m.shifts:
+        return Blocked("a shift cannot pass a quotient")
+    if port == 0:
+        return [[Down(_result(site, m))]]
+    if not m.scale.all():
+        return Blocked("it divides by zero")
+    return [[Down(_result(site, ChannelAffine(1.0 / m.scale, m.shift)))]]
 
 
 def _scalar_down(site: Site, port: int, m: ChannelAffine) -> Ways:

@@ -23,6 +23,7 @@ from bntool.cli.verify import verify
 from bntool.errors import BntoolError
 
 EXIT_OK, EXIT_GATE, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+EXIT_PIPE = 141  # what a shell calls a program that SIGPIPE ended
 
 #: every command, in the order that --help shows them
 COMMANDS: tuple[Callable[..., int | None], ...] = (
@@ -83,6 +84,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return fail(str(problem), problem.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", EXIT_INTERRUPTED)
+    except SystemExit as left:  # what the parser makes of a reader of stdout that has seen enough
+        if not isinstance(left.__context__, BrokenPipeError):
+            raise
+        return EXIT_PIPE
     except Exception as problem:
         what = f"{type(problem).__name__}: {problem}"
         return fail(f"bntool has a bug: {what}. Please report it with the output of --debug.", EXIT_BUG)

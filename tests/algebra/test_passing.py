@@ -64,6 +64,36 @@ def test_up(sample: Sample, seed: int, shifts: bool, others: bool) -> None:
         np.testing.assert_allclose(sample(*changed), m(want), rtol=1e-9, atol=1e-9)
 
 
+def could_pass(sample: Sample, port: int, m: ChannelAffine, rng: np.random.Generator) -> bool:
+    """Whether op(m(x)) is one map per channel of op(x): fitted on two draws, tried on others."""
+    befores, afters = [], []
+    for _ in range(6):
+        inputs = sample.inputs(rng)
+        befores.append(sample(*inputs))
+        afters.append(sample(*[m(x) if i == port else x for i, x in enumerate(inputs)]))
+    (y0, y1), (z0, z1) = befores[:2], afters[:2]
+    slope = np.divide(z1 - z0, y1 - y0, out=np.full_like(y0, np.nan), where=y0 != y1)
+    places = tuple(d for d in range(y0.ndim) if d != 1)
+    scale = np.nanmedian(slope, places, keepdims=True)
+    shift = np.nanmedian(z0 - slope * y0, places, keepdims=True)
+    return all(np.allclose(scale * y + shift, z, atol=1e-6) for y, z in zip(befores, afters, strict=True))
+
+
+@pytest.mark.parametrize("sample", PASSES, ids=lambda s: f"{s.kind}-{s.name}")
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, shifts=st.booleans())
+def test_what_is_refused_downwards_really_cannot_pass(sample: Sample, seed: int, shifts: bool) -> None:
+    """The counterexample of every refusal: no map of channels behind the op is the one in front of it."""
+    rng = np.random.default_rng(seed)
+    port = int(rng.integers(len(sample.shapes)))
+    size = tuple(s if d == 1 else 1 for d, s in enumerate(sample.shapes[port]))
+    shift = rng.standard_normal(size) if shifts else np.zeros(size)
+    m = ChannelAffine(rng.choice([1.0, -1.0]) * rng.uniform(0.5, 2, size), shift)
+    ways = PASSING[sample.kind].down(SampleSite(sample), port, m)
+    if isinstance(ways, Blocked):
+        assert not could_pass(sample, port, m, rng), ways.reason
+
+
 #: (sample, does a plain per-channel map pass downwards, upwards): (scale > 0, any scale, shift)
 CHANNELS = {
     "identity-clone": ("111", "111"),

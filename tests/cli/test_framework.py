@@ -135,3 +135,12 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(cpu_s() for _ in range(3)) < 0.3
+
+
+def test_a_reader_that_has_seen_enough_is_no_failed_gate() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "bntool", "--help"]
+    outcome = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (outcome.returncode, outcome.stderr) == (141, "")

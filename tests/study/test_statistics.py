@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bntool.study.statistics import Interval, bootstrap, paired_t, wilson
+from bntool.study.statistics import Interval, paired_t
 from bntool.study.verdict import Verdict, decide, every, some
 
 
@@ -23,23 +23,6 @@ def test_paired_t_is_students_interval(level: float) -> None:
 def test_one_seed_tells_nothing() -> None:
     assert paired_t([0.5]).low == -math.inf
     assert decide(paired_t([0.5]), 0.01) is Verdict.INCONCLUSIVE
-
-
-def test_the_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(2)
-    hits = 0
-    for k in range(300):
-        found = bootstrap(draws.exponential(1.0, 40), 0.9, draws=400, seed=k)
-        hits += found.low <= 1.0 <= found.high
-    # coverage 0.9 less a few points for n = 40, with three standard deviations of 300 draws
-    assert 0.82 <= hits / 300 <= 0.96
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 360), (355, 360), (36, 360)])
-def test_wilson_is_scipys(hits: int, n: int) -> None:
-    found = wilson(hits / n, n)
-    want = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=1e-9)
 
 
 def interval(low: float, estimate: float, high: float) -> Interval:
