@@ -93,6 +93,7 @@ ALL_GO: dict[str, tuple[nn.Module, Tensor]] = {
     "linear, transpose": (seq(nn.Linear(4, 4), lambda x: x.transpose(1, 2), norm1(4)), TOKENS),
     "linear, flatten": (seq(nn.Linear(4, 5), lambda x: x.flatten(0, 1), norm1(5)), TOKENS),
     "dropout, identity": (seq(conv(), nn.Dropout(), nn.Identity(), norm(6)), IMAGE),
+    "an in-place dropout": (seq(nn.Dropout(0.5, inplace=True), norm(4), conv()), IMAGE),
     "pool": (seq(conv(), nn.AvgPool2d(2, padding=1, count_include_pad=False), norm(6)), IMAGE),
     "pool with its padding": (
         seq(conv(), nn.AvgPool2d(3, 1, 1), norm(6), nn.AvgPool2d(2), nn.Flatten(1), nn.Linear(36, 2)),

@@ -111,7 +111,7 @@ class Translator:
             return
         spec = self._spec(node)
         new = self._add(node, spec if spec is not None else self._opaque(node))
-        if changes_in_place(node):
+        if changes_in_place(node) and new.kind != "identity":  # an in-place dropout in eval changes nothing
             new.overwrites = True
             self._overwrite(node, new)
 
