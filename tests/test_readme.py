@@ -43,7 +43,7 @@ def test_it_gives_every_exit_code_there_is() -> None:
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.BntoolError)}
-    codes |= {app.EXIT_OK, app.EXIT_GATE, app.EXIT_BUG, app.EXIT_INTERRUPTED, 5}
+    codes |= {app.EXIT_OK, app.EXIT_GATE, app.EXIT_BUG, app.EXIT_INTERRUPTED, app.EXIT_PIPE, 5}
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)} == codes
 
 

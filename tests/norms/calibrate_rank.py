@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main(target: str) -> None:
     except RunError as refusal:
         Path(f"{target}/refusal{dist.get_rank()}.txt").write_text(str(refusal))
     torch.save(trained_together(), f"{target}/trained{dist.get_rank()}.pt")
+    dist.barrier()  # a rank that leaves while the other still talks to it can end in an abort
     dist.destroy_process_group()
 
 
@@ -47,3 +49,6 @@ def trained_together() -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(
+        0
+    )  # all is written; torch's own threads can abort the interpreter's way out, which is not the matter
