@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bntool.insert import unfold as unfold
     from bntool.inspect import inspect as inspect
     from bntool.replace import replace as replace
+    from bntool.save import save as save
     from bntool.sources import load as load
-    from bntool.sources.saving import save as save
     from bntool.study.study import study as study
     from bntool.verify import verify as verify
 
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _HOME = {
     "load": "bntool.sources",
-    "save": "bntool.sources.saving",
+    "save": "bntool.save",
     "verify": "bntool.verify",
     "apply_plan": "bntool.edits",
     "bench": "bntool.bench.compare",

@@ -15,8 +15,8 @@ from bntool.errors import UsageError, VerificationError
 from bntool.export_check import Check, check_file, dtype_of, in_single_precision
 from bntool.progress import Progress, silent
 from bntool.sources.onnx_run import NotImplementedByRuntime
+from bntool.sources.onnx_wire import INLINE_LIMIT_BYTES
 from bntool.sources.running import eval_mode
-from bntool.sources.saving import INLINE_LIMIT_BYTES
 from bntool.sources.torch_onnx import Call, Traced, trace
 from bntool.sources.writing import beside
 

@@ -12,8 +12,8 @@ from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
 from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
+from bntool.sources.kinds import kind_of
 from bntool.sources.opening import load
-from bntool.sources.saving import kind_of
 
 if TYPE_CHECKING:  # an ONNX model is folded without importing torch
     from torch import nn

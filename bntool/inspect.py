@@ -8,7 +8,8 @@ from typing import Any
 from bntool.fold import fold
 from bntool.health import Health, health
 from bntool.result import SCHEMA_VERSION, FoldReport
-from bntool.sources.saving import kind_of, model_bytes
+from bntool.sources.kinds import kind_of
+from bntool.sources.onnx_file import model_bytes
 
 
 @dataclass(frozen=True)

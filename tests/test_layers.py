@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ FLOORS = (
             "verify",
             "export",
             "export_check",
+            "save",
             "inspect",
         ),
     ),
@@ -89,3 +92,28 @@ def third_party(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module or "")
     return found
+
+
+def run_time_imports(tree: ast.AST) -> Iterator[ast.ImportFrom]:
+    """Every `from ... import ...`, those within functions too, but for what `if TYPE_CHECKING:` guards."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from run_time_imports(node)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_file_needs_itself() -> None:
+    names = {module_name(path): path for path in sources()}
+    needs: dict[str, set[str]] = {}
+    for name, path in names.items():
+        imported = run_time_imports(ast.parse(path.read_text()))
+        targets = [(i.module or "", f"{i.module}.{alias.name}") for i in imported for alias in i.names]
+        needs[name] = {submodule if submodule in names else module for module, submodule in targets}
+        needs[name] &= names.keys() - {"bntool"}
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the files of a circle

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bntool.errors import RunError, UsageError, VerificationError
+from bntool.save import save
 from bntool.sources import load, open_model
-from bntool.sources.saving import save
 from bntool.verify import verify
 from tests.random_norms import randomise_norms
 

@@ -31,17 +31,17 @@ def batches(data: str, batch_size: int) -> Any:
 
 def check_output(loaded: Loaded, output: Path | None, *, force: bool, inputs: Any) -> None:
     """Say now, not after the work, that the result could not be written. Raises: UsageError."""
-    from bntool.sources import saving
+    from bntool.save import check
 
     if output is not None:
-        saving.check(loaded.model, output, example_inputs=inputs, force=force)
+        check(loaded.model, output, example_inputs=inputs, force=force)
 
 
 def deliver(
     loaded: Loaded, model: Any, output: Path | None, *, force: bool, dry_run: bool, inputs: Any
 ) -> Path | None:
     """Write the result, unless it was only to be planned. Returns: the path, or None."""
-    from bntool.sources.saving import save
+    from bntool.save import save
 
     if output is None or dry_run:
         return None

@@ -22,8 +22,8 @@ from bntool.fold import fold
 from bntool.insert import insert
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION
+from bntool.save import save
 from bntool.sources import open_model
-from bntool.sources.saving import save
 from bntool.verify import verify
 
 RATE, EPOCHS, MORE_EPOCHS = 0.1, 10, 3

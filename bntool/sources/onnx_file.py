@@ -36,6 +36,12 @@ def read(path: Path) -> Any:
     return model
 
 
+def model_bytes(model: Any) -> int:
+    """The size of all initialisers of an onnx_ir model."""
+    values = (value.const_value for value in model.graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)
+
+
 def check_external_data(model: Any, path: Path) -> None:
     """External data has to lie beside the model: a file from elsewhere must not read others.
 

@@ -19,6 +19,8 @@ from bntool.graphs.onnx_tensors import EMBEDDED, set_location
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 #: a tensor of fewer bytes stays in the message: reading it from the file would cost more
 SMALL_BYTES = 1024
+#: protobuf's limit is 2 GiB; the graph itself and its names need some of it
+INLINE_LIMIT_BYTES = 2**31 - 2**27
 _FIXED = {1: 8, 5: 4}
 
 Buffer = mmap.mmap | bytes

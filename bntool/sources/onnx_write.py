@@ -20,8 +20,7 @@ from bntool.graphs.onnx_tensors import (
     location,
     set_location,
 )
-from bntool.sources.onnx_wire import field_head
-from bntool.sources.saving import INLINE_LIMIT_BYTES
+from bntool.sources.onnx_wire import INLINE_LIMIT_BYTES, field_head
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 CHUNK_BYTES, PAGE_BYTES = 1 << 20, 1 << 12

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from bntool.errors import RunError, UsageError
 from bntool.sources.importing import said
 from bntool.sources.inputs import as_call
+from bntool.sources.kinds import kind_of
 from bntool.sources.outputs import as_array, named_arrays
-from bntool.sources.saving import kind_of
 
 Outputs = list[tuple[str, NDArray[Any]]]
 

@@ -20,8 +20,8 @@ from torch import nn
 import bntool
 from bntool.edits import apply
 from bntool.errors import BntoolError, LoadError, UsageError
+from bntool.save import save
 from bntool.sources import load, open_model, pt2_safety
-from bntool.sources.saving import save
 
 NETS = """
 import torch

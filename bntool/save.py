@@ -10,6 +10,7 @@ from typing import Any
 from bntool.errors import RunError, UsageError
 from bntool.sources.importing import said
 from bntool.sources.inputs import InputSpec, as_call
+from bntool.sources.kinds import kind_of
 from bntool.sources.writing import beside, check_target
 
 SUFFIXES = ".onnx, .pt2, .safetensors, .pt, or no suffix for a bundle directory"
@@ -47,22 +48,6 @@ def check(model: Any, path: Path, *, example_inputs: Any = None, force: bool = F
 
 
 NEED_INPUTS = "Pass --input 1x3x224x224 (example_inputs=...)."
-
-
-def kind_of(model: Any) -> str:
-    """ "module", "program" (torch.export) or "onnx", without importing torch for the last."""
-    origin = type(model).__module__.partition(".")[0]
-    if origin in ("onnx_ir", "onnx"):
-        return "onnx"
-    import torch
-
-    if isinstance(model, torch.export.ExportedProgram):
-        return "program"
-    if isinstance(model, torch.nn.Module):
-        return "module"
-    raise UsageError(
-        f"a {type(model).__name__} is no model", next="Give a module, a program or an ONNX model."
-    )
 
 
 def check_kind(kind: str, path: Path) -> None:
@@ -133,19 +118,13 @@ def _onnx_model(model: Any, path: Path, example_inputs: Any, inputs: Sequence[In
     import onnx
     import onnx_ir
 
+    from bntool.sources.onnx_file import model_bytes
+    from bntool.sources.onnx_wire import INLINE_LIMIT_BYTES
+
     if isinstance(model, onnx.ModelProto):
         model = onnx_ir.from_proto(model)
     heavy = model_bytes(model) > INLINE_LIMIT_BYTES
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if heavy else None)
-
-
-#: protobuf's limit is 2 GiB; the graph itself and its names need some of it
-INLINE_LIMIT_BYTES = 2**31 - 2**27
-
-
-def model_bytes(model: Any) -> int:
-    values = (value.const_value for value in model.graph.initializers.values())
-    return sum(value.nbytes for value in values if value is not None)
 
 
 FORMATS: dict[tuple[str, str], Writer] = {

@@ -1,0 +1,23 @@
+"""Which kind of model an object in memory is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bntool.errors import UsageError
+
+
+def kind_of(model: Any) -> str:
+    """ "module", "program" (torch.export) or "onnx", without importing torch for the last."""
+    origin = type(model).__module__.partition(".")[0]
+    if origin in ("onnx_ir", "onnx"):
+        return "onnx"
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        return "program"
+    if isinstance(model, torch.nn.Module):
+        return "module"
+    raise UsageError(
+        f"a {type(model).__name__} is no model", next="Give a module, a program or an ONNX model."
+    )
