@@ -164,7 +164,7 @@ def test_weights_bring_their_structure_along(edited: nn.Module, ref: str, tmp_pa
     assert isinstance(back.block[1], nn.Identity)
     torch.testing.assert_close(back(X), edited(X))
     with pytest.raises(LoadError, match=r"has other shapes for|lacks"):
-        load(ref.replace("5", "6"), weights=tmp_path / "w.safetensors")
+        load(ref.replace("width=5", "width=6"), weights=tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="--weights"):
         load(str(tmp_path / "w.safetensors"))
 
