@@ -13,14 +13,15 @@ from math import prod
 
 import numpy as np
 
-from bntool.algebra.affine import Array, Blocked, ChannelAffine
-from bntool.algebra.kernels import Kernel, average, identity, negated, plus, scaled, then
-from bntool.algebra.norms import norm_map
+from bntool.algebra.affine import Blocked, ChannelAffine
+from bntool.algebra.kernels import Kernel, identity, negated, plus, scaled, then
+from bntool.branch_ops import OWN, Linear, is_sum, operand
 from bntool.graphs.base import Graph, Node
 
 #: ops with a weight; a merge has to save one of them, or add one up with something else
 WEIGHTED = ("conv", "linear")
-SUMS = ("add", "sub")
+#: the largest number of each type
+LARGEST = {"float64": 1.79e308, "float32": 3.4e38, "bfloat16": 3.38e38, "float16": 65504.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class _Finder:
     """Forms of values, on channels in dimension 1 or, with `last`, in the last one."""
 
     def __init__(self, graph: Graph, keep: Callable[[Node], bool], *, last: bool) -> None:
-        self.graph, self.keep, self.last = graph, keep, last
+        self.graph, self.ops = graph, Linear(graph, keep, last)
         self.bases: dict[int, frozenset[int]] = {}
         self.calls: dict[object, int] = {}
         for node in graph.nodes:
@@ -86,47 +87,51 @@ class _Finder:
             return
         for form in self.forms(node):
             saved = self._cost(form.inside) - form.kernel.macs * self._positions(node)
-            if saved > 0 and self._merges_something(form) and self._readable(form.base, node):
-                yield Merge(node, form.base, form.kernel, form.inside, self.last, saved)
+            if saved > 0 and self._merges_something(form) and self._writable(form, node):
+                yield Merge(node, form.base, form.kernel, form.inside, self.ops.last, saved)
 
     def _promising(self, node: Node) -> bool:
         """Whether any form of the node could be a merge; asked first because it touches no weights."""
         region = list(self._region(node))
         weighted = sum(n.kind in WEIGHTED for n in region)
-        return weighted > 1 or (weighted == 1 and any(n.kind in SUMS for n in region))
+        return weighted > 1 or (weighted == 1 and any(map(is_sum, region)))
 
     def _region(self, node: Node) -> Iterator[Node]:
         """All linear ops that end in the node and that nobody else reads."""
-        if (node.kind in SUMS or self._is_linear(node)) and self._size(node) is not None:
+        if (is_sum(node) or self._is_linear(node)) and self.ops.size(node) is not None:
             yield node
             for operand in filter(_swallowable, node.inputs):
                 yield from self._region(operand)
 
-    def _readable(self, base: Node, at: Node) -> bool:
-        """Whether the base is still what it was when the merged op reads it, and of the same type."""
-        return not base.changed_by and self.graph.dtype(base) == self.graph.dtype(at)
+    def _writable(self, form: Form, at: Node) -> bool:
+        """Whether the base is a value, unchanged when the new op reads it, and the type can hold the op."""
+        dtype, base = self.graph.dtype(at), form.base
+        known = base.kind != "parameter" and not base.changed_by and self.graph.dtype(base) == dtype
+        arrays = (form.kernel.weight, form.kernel.bias)
+        largest = max(float(np.abs(values).max(initial=0)) for values in arrays)
+        return known and largest <= LARGEST.get(dtype or "", LARGEST["float32"])
 
     def _merges_something(self, form: Form) -> bool:
         """More than a layer and its norm, which folding does in place."""
         weighted = sum(n.kind in WEIGHTED for n in form.inside)
-        sums = sum(n.kind in SUMS and not _constant_operand(n) for n in form.inside)
+        sums = sum(map(is_sum, form.inside))
         return weighted > 1 or (weighted == 1 and sums > 0)
 
     def forms(self, node: Node) -> list[Form]:
         """Every form of the value, the trivial one first."""
-        channels = self._size(node)
+        channels = self.ops.size(node)
         if channels is None:
             return []
-        trivial = Form(node, identity(channels, self._rank(node)))
-        return [trivial, *(self._sums(node) if node.kind in SUMS else self._chains(node))]
+        trivial = Form(node, identity(channels, self.ops.rank(node)))
+        return [trivial, *(self._sums(node) if is_sum(node) else self._chains(node))]
 
     def _chains(self, node: Node) -> Iterator[Form]:
         if not self._is_linear(node):
             return
-        own = self._own(node)
-        if own is None:
+        own, x = self.ops.own(node), operand(node)
+        if own is None or self.ops.rank(x) != self.ops.rank(node):
             return
-        for form in self._inner(node.inputs[0]):
+        for form in self._inner(x):
             kernel = scaled(form.kernel, own) if isinstance(own, ChannelAffine) else _after(form, own)
             if isinstance(kernel, Kernel):
                 yield Form(form.base, kernel, (*form.inside, node))
@@ -151,7 +156,7 @@ class _Finder:
         """What the operand could be a form of, found without touching weights."""
         if id(value) not in self.bases:
             found = {id(value)}
-            if _swallowable(value) and (value.kind in SUMS or self._is_linear(value)):
+            if _swallowable(value) and (is_sum(value) or self._is_linear(value)):
                 found |= {base for operand in value.inputs for base in self._bases(operand)}
             self.bases[id(value)] = frozenset(found)
         return self.bases[id(value)]
@@ -159,32 +164,13 @@ class _Finder:
     def _is_linear(self, node: Node) -> bool:
         """Whether the node, called once and left alone by hooks, may be a linear op on its first input."""
         known = all(p.writable for p in node.params.values())  # not computed from other parameters
-        return node.kind in _OWN and bool(node.inputs) and known and self.calls.get(node.owner, 1) == 1
-
-    def _own(self, node: Node) -> Kernel | ChannelAffine | None:
-        """The node as a kernel, or as a map behind its input, or None if it is neither."""
-        own = _OWN[node.kind](self, node)
-        if isinstance(own, ChannelAffine) and own.shape != (self._size(node),):
-            return None
-        if isinstance(own, Kernel) and own.rank != self._rank(node):
-            return None
-        return own
-
-    def _size(self, node: Node) -> int | None:
-        """How many channels the value has."""
-        shape = self.graph.shape(node)
-        if shape is None or len(shape) < 2:
-            return None
-        return shape[-1] if self.last else shape[1]
-
-    def _rank(self, node: Node) -> int:
-        return 0 if self.last else len(self.graph.shape(node) or ()) - 2
+        return node.kind in OWN and bool(node.inputs) and known and self.calls.get(node.owner, 1) == 1
 
     def _elements(self, node: Node) -> int:
         return prod(self.graph.shape(node) or ())
 
     def _positions(self, node: Node) -> int:
-        return self._elements(node) // (self._size(node) or 1)
+        return self._elements(node) // (self.ops.size(node) or 1)
 
     def _cost(self, nodes: tuple[Node, ...]) -> int:
         return sum(self._cost_of(node) for node in nodes)
@@ -194,74 +180,8 @@ class _Finder:
             return 0
         if node.kind == "avg_pool":
             return self._elements(node) * int(prod(node.attrs["kernel_size"]))
-        own = self._own(node) if node.kind in WEIGHTED else None
+        own = self.ops.own(node) if node.kind in WEIGHTED else None
         return own.macs * self._positions(node) if isinstance(own, Kernel) else self._elements(node)
-
-    def conv(self, node: Node) -> Kernel | None:
-        a = node.attrs
-        if self.last or not a.keys() >= {"stride", "padding", "dilation"}:
-            return None
-        weight = node.params["weight"].fetch()
-        return Kernel(weight, _bias(node, len(weight)), a["groups"], a["stride"], a["padding"], a["dilation"])
-
-    def linear(self, node: Node) -> Kernel | None:
-        if not self.last:
-            return None
-        weight = node.params["weight"].fetch()
-        weight = weight.T if node.attrs.get("transposed") else weight
-        return Kernel(weight, _bias(node, len(weight)))
-
-    def pool(self, node: Node) -> Kernel | None:
-        a, channels = node.attrs, self._size(node)
-        known = a.keys() >= {"kernel_size", "stride", "padding"} and not a.get("ceil_mode")
-        hidden = known and any(a["padding"]) and not a["counts_padding"]
-        if self.last or channels is None or not known or hidden or any(d > 1 for d in a.get("dilation", ())):
-            return None
-        return average(channels, a["kernel_size"], a["stride"], a["padding"])
-
-    def norm(self, node: Node) -> ChannelAffine | None:
-        if (
-            node.attrs.get("training")
-            or self.keep(node)
-            or (self.last and len(self.graph.shape(node) or ()) != 2)
-        ):
-            return None
-        mean, var, weight, bias = (_array(node, name) for name in ("mean", "var", "weight", "bias"))
-        m = norm_map(mean, var, weight, bias, node.attrs["eps"])
-        return None if isinstance(m, Blocked) else m
-
-    def scalar(self, node: Node) -> ChannelAffine | None:
-        channels = self._size(node) or 0
-        return ChannelAffine(
-            np.full(channels, float(node.attrs["a"])), np.full(channels, float(node.attrs["b"]))
-        )
-
-    def scale(self, node: Node) -> ChannelAffine | None:
-        """A product with a parameter that has one number a channel."""
-        channels, parameter = self._size(node) or 0, _constant_operand(node)
-        if parameter is None:
-            return None
-        value = parameter.params["value"].fetch()
-        rank = len(self.graph.shape(node) or ())
-        shape = (1,) * (rank - value.ndim) + value.shape
-        axis = rank - 1 if self.last else 1
-        if any(size != 1 for d, size in enumerate(shape) if d != axis):
-            return None
-        return ChannelAffine(np.broadcast_to(value.reshape(-1), (channels,)).copy(), np.zeros(channels))
-
-    def nothing(self, node: Node) -> ChannelAffine:
-        return ChannelAffine.identity(self._size(node) or 0)
-
-
-_OWN = {
-    "conv": _Finder.conv,
-    "linear": _Finder.linear,
-    "avg_pool": _Finder.pool,
-    "batch_norm": _Finder.norm,
-    "scalar": _Finder.scalar,
-    "mul": _Finder.scale,
-    "identity": _Finder.nothing,
-}
 
 
 def _after(form: Form, own: Kernel) -> Kernel | Blocked:
@@ -269,21 +189,6 @@ def _after(form: Form, own: Kernel) -> Kernel | Blocked:
     return own if not form.inside else then(form.kernel, own)
 
 
-def _constant_operand(node: Node) -> Node | None:
-    """The parameter of a product of a value and a parameter."""
-    found = [n for n in node.inputs[1:] if n.kind == "parameter"]
-    return found[0] if len(node.inputs) == 2 and found else None
-
-
 def _swallowable(value: Node) -> bool:
     """Whether nobody would miss the value: one reader, no hook, no in-place change."""
     return len(value.users) == 1 and not (value.watched or value.changed_by or value.pinned)
-
-
-def _array(node: Node, name: str) -> Array | None:
-    return node.params[name].fetch() if name in node.params else None
-
-
-def _bias(node: Node, channels: int) -> Array:
-    bias = _array(node, "bias")
-    return np.zeros(channels) if bias is None else bias

@@ -38,7 +38,8 @@ def fold(
     `model` is a module, a torch.export program, an ONNX model (onnx or onnx_ir), or a reference to one.
     `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class,
     `form="graph"` a torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into
-    one layer, and shared layers `split` so that each call can take its own norm. With `verify` and example
+    one layer, and shared layers `split` so that each call can take its own norm. Programs and ONNX models are
+    graphs already: they `merge` as they are. With `verify` and example
     inputs both models are run and compared.
 
     Raises: UsageError for a `form` that does not exist, VerificationError when the outputs differ.
@@ -52,15 +53,15 @@ def fold(
         shapes = shapes_of(example_inputs)
         return fold_model(model, keep=keep, merge=merge, verify=verify, shapes=shapes, progress=progress)
     if kind_of(model) == "program":
-        if merge or split:
+        if split:
             raise UsageError(
-                "a torch.export program folds without merging or splitting",
-                where="merge" if merge else "split",
-                next="Fold the module it was exported from with form='graph', or the ONNX file.",
+                "a torch.export program folds without splitting shared layers",
+                where="split",
+                next="Split the module it was exported from with form='graph', then export that.",
             )
         from bntool.fold_exported import fold_program
 
-        return fold_program(model, example_inputs, keep=keep, verify=verify, progress=progress)
+        return fold_program(model, example_inputs, keep=keep, merge=merge, verify=verify, progress=progress)
     if form == "module" and (merge or split):
         what = "merge" if merge else "split"
         raise UsageError("modules alone cannot express it", where=what, next="Add form='graph'.")

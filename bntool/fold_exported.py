@@ -9,10 +9,13 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from bntool.graphs.exported import program_graph
-from bntool.plan import make_plan
+from bntool.graphs.fx_modules import FxGraph
+from bntool.plan import Plan, make_plan
 from bntool.program_edit import ProgramEdit
+from bntool.program_merge import merge_branches
 from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
+from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
 from bntool.rewriting import OutOfRange
 from bntool.verify import verify as compare
@@ -23,32 +26,42 @@ def fold_program(
     example_inputs: Any = None,
     *,
     keep: Sequence[str] = (),
+    merge: bool = False,
     verify: bool = True,
     progress: Progress = silent,
 ) -> Result[ExportedProgram, FoldReport]:
     """A folded copy of `program`: weights that stay are shared with it, the signature lists what is left.
 
-    `example_inputs` are the program's own unless given. Dynamic shapes and their constraints stay.
+    `example_inputs` are the program's own unless given. Dynamic shapes and their constraints stay. `merge`
+    makes parallel branches and chains one layer each, also those that only folding made a chain.
 
     Raises: VerificationError when the outputs differ.
     """
     progress("fold", 0, 2)
-    graph = program_graph(program, example_inputs)
-    barred: dict[Hashable, str] = {}
-    while True:
-        plan = make_plan(graph, keep=keep, barred=barred)
-        try:
-            folded = ProgramEdit.of(program).carried_out(graph, plan)
-            break
-        except OutOfRange as problem:
-            barred[problem.owner] = problem.reason
+    folded, merged = merge_branches(program, example_inputs, keep=keep) if merge else (program, [])
+    graph = program_graph(folded, example_inputs)
+    folded, plan = _folded(folded, graph, keep)
+    if merge:
+        folded, late = merge_branches(folded, example_inputs, keep=keep)
+        merged += late
     progress("verify", 1, 2)
     inputs = example_inputs if example_inputs is not None else _own_inputs(program)
     verification = compare(program, folded, inputs) if verify and inputs is not None else None
     if verification is not None:
         verification.insist(where="the folded program")
     progress("verify", 2, 2)
-    return Result(folded, report_of(plan, graph, verification=verification))
+    return Result(folded, with_merged(report_of(plan, graph, verification=verification), merged))
+
+
+def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tuple[ExportedProgram, Plan]:
+    """The program with every norm folded that can go, and whose new weights fit their dtype."""
+    barred: dict[Hashable, str] = {}
+    while True:
+        plan = make_plan(graph, keep=keep, barred=barred)
+        try:
+            return ProgramEdit.of(program).carried_out(graph, plan), plan
+        except OutOfRange as problem:
+            barred[problem.owner] = problem.reason
 
 
 def _own_inputs(program: ExportedProgram) -> Any:

@@ -55,11 +55,11 @@ class ProgramEdit:
                 self._set_bias(rewrite, [n for n in graph.nodes if n.owner == rewrite.node.owner])
         for step in plan.steps:
             for call in step.norm.calls:
-                self._bypass(self._own(call))
-            self._forget([param.name for param in step.norm.calls[0].params.values()])
-        return self._rebuilt()
+                self._bypass(self.own(call))
+            self.forget([param.name for param in step.norm.calls[0].params.values()])
+        return self.rebuilt()
 
-    def _own(self, node: Node) -> fx.Node:
+    def own(self, node: Node) -> fx.Node:
         """The node of this graph that the neutral node was read from."""
         name = node.origin.name
         own: fx.Node = next(own for own in self.graph.nodes if own.name == name)
@@ -67,7 +67,7 @@ class ProgramEdit:
 
     # --- tensors
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         found = self.state.get(name, self.constants.get(name))
         assert isinstance(found, Tensor), name
         return found
@@ -75,43 +75,43 @@ class ProgramEdit:
     def _replace(self, rewrite: Rewrite) -> None:
         """A new tensor under the same name, and under every other name of the same tensor."""
         assert rewrite.param is not None
-        old = self._tensor(rewrite.param.name)
+        old = self.tensor(rewrite.param.name)
         new = rewritten(rewrite, old)
         if isinstance(new, Blocked):
             raise OutOfRange(rewrite.node.owner, new.reason)
         for holder in (self.state, self.constants):
             for name, tensor in holder.items():
                 if isinstance(tensor, Tensor) and _is_same(tensor, old):
-                    holder[name] = _like(new, tensor)
+                    holder[name] = like(new, tensor)
 
     def _set_bias(self, rewrite: Rewrite, calls: list[Node]) -> None:
         """Give every call of a layer a new bias, or take one away that has come out all zero."""
-        owns = [self._own(call) for call in calls]
+        owns = [self.own(call) for call in calls]
         if _vanishes(rewrite):
             for own in owns:
                 _take_bias_away(own)
             assert rewrite.param is not None
-            self._forget([rewrite.param.name])
+            self.forget([rewrite.param.name])
             return
         weight = rewrite.node.params["weight"].name
-        old = self._tensor(weight)
+        old = self.tensor(weight)
         assert rewrite.value is not None
         new = torch.from_numpy(rewrite.value).to(old.device, old.dtype)
         if not torch.isfinite(new).all():
             raise OutOfRange(
                 rewrite.node.owner, f"the new bias beside {weight} would leave its dtype's range"
             )
-        placeholder = self._new_input(weight, _like(new, old))
+        placeholder = self.new_input(weight, _bias_name(weight), like(new, old))
         for own in owns:
             self._add_bias(own, placeholder)
 
-    def _new_input(self, beside: str, tensor: Tensor) -> fx.Node:
-        """A lifted tensor right behind the one called `beside`, of the same kind."""
+    def new_input(self, beside: str, name: str, tensor: Tensor) -> fx.Node:
+        """A lifted tensor called `name`, or like it, right behind the one called `beside` and of its kind."""
         place, spec = next((i, s) for i, s in enumerate(self.signature.input_specs) if s.target == beside)
         before = next(n for n in self.graph.nodes if n.name == spec.arg.name)
-        name = _free(_bias_name(beside), {*self.state, *self.constants})
+        name = _free(name, {*self.state, *self.constants})
         with self.graph.inserting_after(before):
-            made = self.graph.placeholder(f"{before.name}_bias")
+            made = self.graph.placeholder(f"{_prefix(before.name)}{name.replace('.', '_')}")
         made.meta = {"val": before.meta["val"].new_empty(tensor.shape, dtype=tensor.dtype)}
         kind = spec.kind
         (self.state if kind != InputKind.CONSTANT_TENSOR else self.constants)[name] = tensor
@@ -145,15 +145,18 @@ class ProgramEdit:
         """Let all who read the norm read its input."""
         x = norm.args[0]
         assert isinstance(x, fx.Node)
-        value = next((u for u in norm.users if u.target is operator.getitem and u.args[1] == 0), norm)
-        value = value if aten_name(norm) in TUPLES else norm
-        value.replace_all_uses_with(x)
-        self.signature.replace_all_uses(value.name, x.name)
+        self.read_instead(norm, x)
         for user in list(norm.users):
             self.graph.erase_node(user)
         self.graph.erase_node(norm)
 
-    def _forget(self, names: list[str]) -> None:
+    def read_instead(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all who read the value of `old` read `new`."""
+        value = value_of(old)
+        value.replace_all_uses_with(new)
+        self.signature.replace_all_uses(value.name, new.name)
+
+    def forget(self, names: list[str]) -> None:
         """Drop tensors that nothing reads any more, with their places in the signature."""
         heads = {name.rpartition(".")[0] for name in names}
         names = [*names, *(f"{head}.num_batches_tracked" for head in heads)]
@@ -165,7 +168,7 @@ class ProgramEdit:
                 self.state.pop(spec.target, None)
                 self.constants.pop(spec.target, None)
 
-    def _rebuilt(self) -> ExportedProgram:
+    def rebuilt(self) -> ExportedProgram:
         self.graph.lint()
         self.module.recompile()
         program = self.program
@@ -180,6 +183,13 @@ class ProgramEdit:
             constants=self.constants,
             verifiers=[program.verifier],
         )
+
+
+def value_of(call: fx.Node) -> fx.Node:
+    """The node that holds the value of a call: the first piece where it gives a tuple."""
+    if aten_name(call) not in TUPLES:
+        return call
+    return next((u for u in call.users if u.target is operator.getitem and u.args[1] == 0), call)
 
 
 def _vanishes(rewrite: Rewrite) -> bool:
@@ -199,6 +209,11 @@ def _bias_name(weight: str) -> str:
     return f"{head}.bias" if leaf == "weight" else f"{weight}_bias"
 
 
+def _prefix(placeholder: str) -> str:
+    """torch's letter for what is lifted: `p_` for a parameter, `b_` for a buffer, `c_` for a constant."""
+    return placeholder[:2] if placeholder[:2] in ("p_", "b_", "c_") else ""
+
+
 def _free(name: str, taken: set[str]) -> str:
     return name if name not in taken else _free(f"{name}_folded", taken)
 
@@ -207,5 +222,5 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
-def _like(new: Tensor, old: Tensor) -> Tensor:
+def like(new: Tensor, old: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new

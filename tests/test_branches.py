@@ -67,6 +67,28 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
+class Shift(nn.Module):
+    """Parameters as the first operands of a product, a sum and a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.beta - (self.beta + self.gamma * x)
+
+
+class Taller(nn.Module):
+    """A parameter of one number that gives its operand a dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(1, 1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 ONE_LAYER = {
     "three by three, one by one, identity": Block(
         lambda m, x: m.n3(m.c3(x)) + m.n1(m.c1(x)) + m.n0(x),
@@ -76,6 +98,7 @@ ONE_LAYER = {
     "scaled residual of a difference": Block(
         lambda m, x: x + m.s(m.n(m.c(x)) - m.n0(x)), c=conv(), n=norm(), n0=norm(), s=Scale()
     ),
+    "scaled and shifted residual": Block(lambda m, x: m.s(m.c(x) + x), c=conv(bias=True), s=Shift()),
     "strided": Block(lambda m, x: m.a(x) + m.b(x), a=conv(3, 2), b=conv(1, 2)),
     "depthwise": Block(lambda m, x: m.a(x) + m.b(x) + x, a=conv(5, groups=4), b=conv(3, groups=4)),
     "grouped and dense": Block(lambda m, x: m.a(x) + m.b(x), a=conv(3), b=conv(3, groups=2)),
@@ -89,6 +112,9 @@ ONE_LAYER = {
     "nested": Block(lambda m, x: m.d(m.a(x) + m.b(x)), a=conv(3), b=conv(1), d=conv(1, width=2)),
     "chain": Block(lambda m, x: m.b(m.n(m.a(x))), a=conv(3, width=16), n=norm(16), b=nn.Conv2d(16, 4, 1)),
     "in place": Block(lambda m, x: m.a(x).add_(m.b(x)), a=conv(3), b=conv(1)),
+    "a number that adds a dimension": Block(
+        lambda m, x: m.s(m.a(x) + m.b(x)), a=conv(3), b=conv(1), s=Taller()
+    ),
     "dropout between": Block(lambda m, x: m.d(m.a(x)) + x, a=conv(3), d=nn.Dropout()),
 }  # fmt: skip
 

@@ -85,6 +85,44 @@ def test_a_pooled_branch_and_a_stride_merge() -> None:
     assert result.report.verification.ok
 
 
+@pytest.mark.parametrize("opset", [9, 13, 18])
+@pytest.mark.parametrize(("dims", "op"), [((3, 8), "Gemm"), ((3, 8), "MatMul"), ((2, 3, 8), "MatMul")])
+def test_products_merge_too(dims: tuple[int, ...], op: str, opset: int) -> None:
+    """(x A + b) + x B + c, by a further product: one."""
+    w = Writer()
+    if op == "Gemm":
+        first = w.op("Gemm", "x", w.tensor(6, 8), w.tensor(6), transB=1, alpha=0.5, beta=2.0)
+        second = w.op("Gemm", "x", w.tensor(8, 6), w.tensor(1, 6), alpha=-1.5)
+        last = w.op("Gemm", w.op("Add", first, second), w.tensor(6, 2), w.tensor(2))
+    else:
+        first = w.op("Add", w.op("MatMul", "x", w.tensor(8, 6)), w.tensor(6))
+        second = w.op("Sub", w.op("MatMul", "x", w.tensor(8, 6)), w.tensor(1, 6))
+        last = w.op("MatMul", w.op("Mul", w.op("Add", first, second), w.tensor(6)), w.tensor(6, 2))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", dims), (last, [*dims[:-1], 2]))
+    ]
+    graph = helper.make_graph(w.nodes, "products", ends[:1], ends[1:], w.tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    result = fold(model, merge=True)
+    assert result.report.verification.ok
+    assert [node.op_type for node in result.model.graph.node] == (
+        ["Gemm"] if op == "Gemm" else ["MatMul", "Add"]
+    )
+    onnx.checker.check_model(result.model)
+
+
+def test_a_product_that_would_leave_half_precision_is_not_merged() -> None:
+    w = Writer()
+    big = [numpy_helper.from_array(np.full((8, 8), 300, np.float16), name) for name in ("a", "b")]
+    w.tensors += big
+    out = w.op("MatMul", w.op("MatMul", "x", "a"), "b")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [4, 8]) for name in ("x", out)]
+    graph = helper.make_graph(w.nodes, "large", ends[:1], ends[1:], w.tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    assert len(fold(model, merge=True, verify=False).model.graph.node) == 2
+
+
 def test_branches_stay_unless_asked_for() -> None:
     w = Writer()
     result = fold(w.model(block(w, "x")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from bntool.algebra.kernels import Kernel
 from bntool.graphs.base import Mergeable
 from bntool.graphs.fx_calls import changes_in_place
 from bntool.graphs.fx_sizes import attribute
+from bntool.graphs.merged import merged_name, sample
 
 #: what assertions on sizes are made of
 SIZE_FUNCTIONS = (
@@ -26,7 +26,7 @@ CONVS: tuple[Any, ...] = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def apply_merges(module: fx.GraphModule, merges: Sequence[Mergeable]) -> list[str]:
     """Rewrites `module`, whose graph the merges were found in; each new layer's name, or "" where none."""
-    names = [_apply(module, merge) if _replaceable(merge) else "" for merge in merges]
+    names = [_apply(module, merge) if replaceable(merge) else "" for merge in merges]
     _drop_assertions(module.graph, {n.origin for merge in merges for n in merge.inside})
     drop_dead_code(module)
     return names
@@ -39,7 +39,7 @@ def drop_dead_code(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _replaceable(merge: Mergeable) -> bool:
+def replaceable(merge: Mergeable) -> bool:
     """An in-place sum also changes its first operand, which then nobody else may read."""
     node = merge.at.origin
     if not isinstance(node, fx.Node) or not isinstance(merge.base.origin, fx.Node):
@@ -50,7 +50,7 @@ def _replaceable(merge: Mergeable) -> bool:
 
 def _apply(module: fx.GraphModule, merge: Mergeable) -> str:
     old: fx.Node = merge.at.origin
-    name = _name(module, merge)
+    name = merged_name(merge, {name for name, _ in module.named_modules()})
     module.add_submodule(name, layer(merge.kernel, _sample(module, merge)))
     with module.graph.inserting_after(old):
         new = module.graph.call_module(name, (merge.base.origin,))
@@ -78,28 +78,8 @@ def _drop_assertions(graph: fx.Graph, gone: set[fx.Node]) -> None:
             graph.erase_node(node)
 
 
-def _name(module: fx.GraphModule, merge: Mergeable) -> str:
-    """A new name in the module that holds all the layers that are merged."""
-    places = [n.where.split(".")[:-1] for n in merge.inside if n.kind in ("conv", "linear")]
-    parent = ".".join(_shared(places)) if places else ""
-    taken = {name for name, _ in module.named_modules()}
-    stem = f"{parent}.merged" if parent else "merged"
-    number = 0
-    while (name := f"{stem}_{number}" if number else stem) in taken:
-        number += 1
-    return name
-
-
-def _shared(paths: list[list[str]]) -> list[str]:
-    """The components all paths begin with."""
-    levels = zip(*paths, strict=False)
-    return [level[0] for level in takewhile(lambda names: len(set(names)) == 1, levels)]
-
-
 def _sample(module: fx.GraphModule, merge: Mergeable) -> torch.Tensor:
-    """A weight that is merged: its dtype, device and gradient flag go to the new layer."""
-    param = next(n.params["weight"] for n in merge.inside if "weight" in n.params)
-    weight = attribute(module, param.name)
+    weight = attribute(module, sample(merge).name)
     assert isinstance(weight, torch.Tensor)
     return weight
 

@@ -1,4 +1,4 @@
-"""Merges -> an ONNX graph: each becomes one Conv with tensors of its own; what it makes superfluous goes."""
+"""Merges -> an ONNX graph: each becomes one layer with tensors of its own; what it makes superfluous goes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from bntool.algebra.kernels import Kernel
-from bntool.graphs.base import Mergeable, Node
+from bntool.graphs.base import Mergeable
+from bntool.graphs.merged import merged_name, weighted
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin
 from bntool.graphs.onnx_tensors import numpy_dtype
 
 
 def apply_merges(graph: OnnxGraph, merges: Sequence[Mergeable]) -> list[str]:
-    """Rewrites the graph's model in place; each new node's name, or "" for a merge that cannot be written."""
+    """Rewrites the graph's model in place; each new layer's name, or "" where it cannot be written."""
     edit = Edit(graph)
     names = [_apply(edit, merge) if _writable(merge) else "" for merge in merges]
     edit.finish()
@@ -25,40 +26,43 @@ def apply_merges(graph: OnnxGraph, merges: Sequence[Mergeable]) -> list[str]:
 
 
 def _writable(merge: Mergeable) -> bool:
-    """Convolutions whose input and output are named values of one graph."""
+    """Whether the layer's input and output are named values of one graph."""
     at, base = origin(merge.at), origin(merge.base)
-    return merge.kernel.rank > 0 and at.scope == base.scope and "@" not in merge.at.name + merge.base.name
+    return at.scope == base.scope and "@" not in merge.at.name + merge.base.name
 
 
 def _apply(edit: Edit, merge: Mergeable) -> str:
-    place, kernel = origin(merge.at), merge.kernel
-    weight = _first_weight(merge)
-    dtype = _dtype(weight)
-    inputs = [merge.base.name.removeprefix(place.scope)]
-    inputs.append(_tensor(edit, f"{weight.params['weight'].name}_merged", kernel.weight, dtype))
-    if kernel.bias.any():
-        inputs.append(_tensor(edit, f"{weight.params['weight'].name}_merged_bias", kernel.bias, dtype))
+    place, name = origin(merge.at), edit.fresh(merged_name(merge))
+    x, y = merge.base.name.removeprefix(place.scope), place.proto.output[0]
+    made = _nodes(edit, merge, name, x, y)
     nodes = edit.graph.scopes[place.scope].node
     number = next(i for i, node in enumerate(nodes) if node is place.proto)
-    made = _conv(kernel, inputs, place.proto.output[0], edit.fresh(f"{weight.where}_merged"))
-    nodes[number].output[0] = edit.fresh(f"{made.output[0]}_gone")
-    nodes.insert(number + 1, made)
-    return made.name
+    nodes[number].output[0] = edit.fresh(f"{y}_gone")
+    for offset, node in enumerate(made, 1):
+        nodes.insert(number + offset, node)
+    return name
 
 
-def _first_weight(merge: Mergeable) -> Node:
-    return next(n for n in merge.inside if n.kind == "conv")
-
-
-def _dtype(node: Node) -> np.dtype[Any]:
-    const = origin(node).slots["weight"].const
+def _nodes(edit: Edit, merge: Mergeable, name: str, x: str, y: str) -> list[NodeProto]:
+    kernel, layer = merge.kernel, weighted(merge)
+    const = origin(layer).slots["weight"].const
     assert const is not None
-    return numpy_dtype(const.data_type)
+    dtype = numpy_dtype(const.data_type)
 
+    def tensor(leaf: str, values: NDArray[Any]) -> str:
+        stored = values.astype(dtype)
+        return edit.tensor(f"{name}.{leaf}", stored.shape, dtype, lambda: stored)
 
-def _tensor(edit: Edit, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> str:
-    stored = values.astype(dtype)
-    return edit.tensor(name, stored.shape, dtype, lambda: stored)
+    bias = [tensor("bias", kernel.bias)] if kernel.bias.any() else []
+    if kernel.rank:
+        return [_conv(kernel, [x, tensor("weight", kernel.weight), *bias], y, name)]
+    if origin(layer).proto.op_type == "Gemm":
+        bias = bias or [tensor("bias", kernel.bias)]  # which it had to have before opset 11
+        return [helper.make_node("Gemm", [x, tensor("weight", kernel.weight), *bias], [y], name, transB=1)]
+    weight = tensor("weight", np.ascontiguousarray(kernel.weight.T))
+    inner = edit.fresh(f"{y}_unshifted") if bias else y
+    product = helper.make_node("MatMul", [x, weight], [inner], name)
+    return [product, *(helper.make_node("Add", [inner, b], [y], edit.fresh(f"{name}_bias")) for b in bias)]
 
 
 def _conv(kernel: Kernel, inputs: list[str], output: str, name: str) -> NodeProto:

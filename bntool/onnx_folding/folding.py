@@ -48,7 +48,7 @@ class Folding:
     def plan(self) -> Plan:
         """What `write` would do; with merged branches there is nothing to plan on but a merged copy."""
         if self.merge:
-            return self._attempt({})[1]
+            return self.in_memory()[1]
         return make_plan(self._graph(self.model), keep=self.keep, barred=self.barred)
 
     def write(self, target: Path, barred: Mapping[Hashable, str] | None = None) -> Plan:
@@ -80,12 +80,16 @@ class Folding:
         work = ModelProto()
         work.CopyFrom(self.model)
         store = Store(self.path)
-        self.merged = merge_branches(work, store, self.shapes, self.keep) if self.merge else []
+        self.merged = self._merge(work, store)
         graph = read(work, store, self.shapes)
         plan = make_plan(graph, keep=self.keep, barred={**self.barred, **barred})
         carry_out(graph, plan)
+        self.merged += self._merge(work, store)  # what only folding made a chain
         check(graph.model, self.model)
         return graph, plan
+
+    def _merge(self, work: ModelProto, store: Store) -> list[Merged]:
+        return merge_branches(work, store, self.shapes, self.keep) if self.merge else []
 
     def _graph(self, model: ModelProto) -> OnnxGraph:
         return read(model, Store(self.path), self.shapes)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from bntool.errors import UsageError
 from bntool.fold import fold
 from tests.random_norms import randomise_norms
 
@@ -195,10 +194,3 @@ def test_the_oracle_sees_a_weight_that_is_one_per_cent_off() -> None:
     folded = fold(program).model
     folded.state_dict["conv.weight"].data.mul_(1.01)
     assert error(program, folded, X) > 1e-3
-
-
-def test_merging_a_program_is_refused_with_another_way() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-    x = torch.randn(2, 3, 8, 8)
-    with pytest.raises(UsageError, match=r"ONNX"):
-        fold(torch.export.export(model, (x,)), x, merge=True)

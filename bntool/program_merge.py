@@ -1,0 +1,117 @@
+"""Merges -> a torch.export program: each becomes one call with tensors of its own; what it replaces goes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from bntool.branches import find_merges
+from bntool.graphs.aten import aten_name
+from bntool.graphs.base import Mergeable
+from bntool.graphs.exported import program_graph
+from bntool.graphs.fx_merge import replaceable
+from bntool.graphs.merged import merged_name, sample
+from bntool.program_edit import ProgramEdit, like, value_of
+from bntool.report.merges import Merged
+
+CONVS: tuple[Any, ...] = (
+    None,
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv3d.default,
+)
+
+
+def merge_branches(
+    program: ExportedProgram, inputs: Any = None, *, keep: Sequence[str] = ()
+) -> tuple[ExportedProgram, list[Merged]]:
+    """A program in which sums and chains of linear ops are single calls, until nothing is left to merge.
+
+    The program itself, where there is nothing.
+    """
+    done: list[Merged] = []
+    while True:
+        graph = program_graph(program, inputs)
+        merges = find_merges(graph, keep=lambda n: any(fnmatchcase(n.where, glob) for glob in keep))
+        edit = ProgramEdit.of(program)
+        names = [_apply(edit, merge) if replaceable(merge) else "" for merge in merges]
+        done += [Merged.of(merge, name) for merge, name in zip(merges, names, strict=True) if name]
+        if not any(names):
+            return program, done
+        program = edit.rebuilt()
+
+
+def _apply(edit: ProgramEdit, merge: Mergeable) -> str:
+    """The new layer's name; empty where the program's operators have no call for it."""
+    old, base = edit.own(merge.at), value_of(edit.own(merge.base))
+    core = _is_core(edit, merge)
+    if core and merge.kernel.rank == 0 and base.meta["val"].dim() != 2:
+        return ""  # core ATen has no linear layer, and its products have two dimensions
+    name = merged_name(merge, {key.rpartition(".")[0] for key in (*edit.state, *edit.constants)})
+    weight, bias = _tensors(edit, merge, name)
+    with edit.graph.inserting_after(value_of(old)):
+        new = _call(edit.graph, merge, base, weight, bias, core=core)
+    new.meta = dict(value_of(old).meta)
+    edit.read_instead(old, new)
+    _erase(edit.graph, old)
+    read = [node for inner in merge.inside for node in (inner, *inner.inputs)]
+    edit.forget([param.name for node in read for param in node.params.values()])
+    return name
+
+
+def _is_core(edit: ProgramEdit, merge: Mergeable) -> bool:
+    """Whether the program has been decomposed into core ATen."""
+    names = {aten_name(edit.own(node)) for node in merge.inside}
+    return bool(names & {"convolution", "addmm", "mm", "bmm"})
+
+
+def _tensors(edit: ProgramEdit, merge: Mergeable, name: str) -> tuple[fx.Node, fx.Node | None]:
+    """The new layer's weight, and its bias unless it is all zero, as inputs of the program."""
+    beside, kernel = sample(merge).name, merge.kernel
+    old = edit.tensor(beside)
+
+    def lifted(leaf: str, values: Any, behind: str) -> fx.Node:
+        tensor: Tensor = torch.from_numpy(values).to(old.device, old.dtype)
+        return edit.new_input(behind, f"{name}.{leaf}", like(tensor, old))
+
+    weight = lifted("weight", kernel.weight, beside)
+    return weight, lifted("bias", kernel.bias, f"{name}.weight") if kernel.bias.any() else None
+
+
+def _call(
+    graph: fx.Graph, merge: Mergeable, base: fx.Node, weight: fx.Node, bias: fx.Node | None, *, core: bool
+) -> fx.Node:
+    kernel, aten = merge.kernel, torch.ops.aten
+    window = [list(sizes) for sizes in (kernel.stride, kernel.padding, kernel.dilation)]
+    if kernel.rank and core:
+        args = (base, weight, bias, *window, False, [0] * kernel.rank, kernel.groups)
+        return graph.call_function(aten.convolution.default, args)
+    if kernel.rank:
+        return graph.call_function(CONVS[kernel.rank], (base, weight, bias, *window, kernel.groups))
+    if not core:
+        return graph.call_function(aten.linear.default, (base, weight, bias))
+    turned = graph.call_function(aten.permute.default, (weight, [1, 0]))
+    turned.meta = {"val": weight.meta["val"].permute(1, 0)}
+    with graph.inserting_after(turned):
+        if bias is None:
+            return graph.call_function(aten.mm.default, (base, turned))
+        return graph.call_function(aten.addmm.default, (bias, base, turned))
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Take out a node that nobody reads, its unread pieces, and then what only it read."""
+    for user in list(node.users):
+        if user.target is operator.getitem and not user.users:
+            graph.erase_node(user)
+    if node.users or node.op != "call_function":
+        return
+    read = node.all_input_nodes
+    graph.erase_node(node)
+    for value in read:
+        _erase(graph, value)
