@@ -24,6 +24,7 @@ from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side
 from bntool.pooling.memory import free_bytes, peak_bytes
 from bntool.pooling.rounds import Book, Norms, Outcome, Settled, Trails, one_pass_each
+from bntool.pooling.update_bn import updated
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result
 
@@ -33,9 +34,9 @@ class CalibrateEntry:
     """How far one norm's statistics moved.
 
     `mean_moved` is the largest |new mean - old mean| in old standard deviations; `var_ratio_min` and `_max`
-    are new variance over old. `averaged_*` is what averaging batch statistics (as
-    `torch.optim.swa_utils.update_bn` does) would have made of the same inputs: the mean's distance in
-    standard deviations, and its variance over the pooled one. None where the batches cannot be told apart.
+    are new variance over old. `update_bn_*` is what `torch.optim.swa_utils.update_bn` makes of the same data:
+    its mean's distance from the new one in new standard deviations, its variance over the new one. None
+    unless that was asked for.
     """
 
     name: str
@@ -43,9 +44,9 @@ class CalibrateEntry:
     mean_moved: float
     var_ratio_min: float
     var_ratio_max: float
-    averaged_mean_off: float | None = None
-    averaged_var_ratio_min: float | None = None
-    averaged_var_ratio_max: float | None = None
+    update_bn_mean_off: float | None = None
+    update_bn_var_ratio_min: float | None = None
+    update_bn_var_ratio_max: float | None = None
     note: str = ""
 
 
@@ -63,6 +64,7 @@ class CalibrateReport:
     forwards: int
     calibrated: list[CalibrateEntry] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
@@ -84,6 +86,7 @@ def calibrate_(
     method: str = "auto",
     memory_bytes: int | None = None,
     inputs: int | None = None,
+    compare: bool = False,
     progress: Progress = silent,
 ) -> CalibrateReport:
     """Set running_mean and running_var to mean and unbiased variance of each norm's input over all of `data`.
@@ -94,6 +97,8 @@ def calibrate_(
     Momentum plays no part. Frozen norms, norms in eval mode inside a model in train mode, and norms whose
     parameters alone are frozen stay as they are. With torch.distributed, all ranks' values are pooled. If
     anything raises, every statistic is as it was.
+    With `compare` a copy goes through `update_bn` too, one more pass, and the report has both; with
+    torch.distributed `update_bn` knows the process's own data only.
 
     Raises: UsageError (nothing to calibrate, no data), RunError (NaN or inf, one value per channel).
     """
@@ -107,17 +112,22 @@ def calibrate_(
         raise UsageError("no norm to calibrate", where="calibrate", next=_why(skipped))
     work = list(calls(model, data, inputs=inputs))
     _refuse_no_data(work, model)
+    others = updated(model, work, list(norms)) if compare else {}
     before = {m: _snapshot(m) for m in norms.values()}
     with modes_kept(model), _restored_on_error(before), torch.no_grad():
         model.eval()
         outcome = _settle(model, work, norms, method, memory_bytes, progress)
+    notes = [f"not compared: update_bn raised {others}"] if isinstance(others, str) else []
+    statistics = {} if isinstance(others, str) else others
     entries = [
-        _entry(name, before[m], outcome.settled[m]) for name, m in norms.items() if m in outcome.settled
+        _entry(name, before[m], outcome.settled[m], statistics.get(name))
+        for name, m in norms.items()
+        if m in outcome.settled
     ]
     missed = {name: "the data never reached it" for name, m in norms.items() if m not in outcome.settled}
     samples = sum(call.size for call in work)
     return CalibrateReport(
-        len(work), samples, outcome.method, outcome.forwards, entries, {**skipped, **missed}
+        len(work), samples, outcome.method, outcome.forwards, entries, {**skipped, **missed}, notes
     )
 
 
@@ -222,30 +232,25 @@ def _restored_on_error(before: dict[_BatchNorm, dict[str, Tensor]]) -> Iterator[
         raise
 
 
-def _entry(name: str, before: dict[str, Tensor], settled: Settled) -> CalibrateEntry:
-    old_var = before["running_var"].double()
-    var = settled.moments.variance()
-    moved = (settled.moments.mean - before["running_mean"].double()).abs() / _spread(old_var)
-    low, high = _range(var, old_var)
-    return CalibrateEntry(
-        name, settled.moments.count, float(moved.max()), low, high, *_averaged(settled), note=settled.note
-    )
-
-
-def _averaged(settled: Settled) -> tuple[float | None, float | None, float | None]:
-    if settled.averaged_mean is None or settled.averaged_var is None:
-        return None, None, None
-    var = settled.moments.variance()
-    off = (settled.averaged_mean - settled.moments.mean).abs() / _spread(var)
-    return float(off.max()), *_range(settled.averaged_var, var)
+def _entry(
+    name: str, before: dict[str, Tensor], settled: Settled, other: tuple[Tensor, Tensor] | None
+) -> CalibrateEntry:
+    mean, var = settled.moments.mean, settled.moments.variance()
+    moved = _distance(mean, before["running_mean"].double(), before["running_var"].double())
+    low, high = _range(var, before["running_var"].double())
+    if other is None:
+        return CalibrateEntry(name, settled.moments.count, moved, low, high, note=settled.note)
+    compared = (_distance(other[0], mean, var), *_range(other[1], var))
+    return CalibrateEntry(name, settled.moments.count, moved, low, high, *compared, settled.note)
 
 
 TINY = 1e-30
 """Keeps ratios of dead channels finite."""
 
 
-def _spread(var: Tensor) -> Tensor:
-    return var.clamp_min(TINY).sqrt()
+def _distance(mean: Tensor, other: Tensor, var: Tensor) -> float:
+    """The largest |mean - other| of any channel in its standard deviations."""
+    return float(((mean - other).abs() / var.clamp_min(TINY).sqrt()).max())
 
 
 def _range(new: Tensor, old: Tensor) -> tuple[float, float]:

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
 from bntool.norms.stand_in import NormAct, Normed, StandIn
+from bntool.specs import build, put
+from bntool.tracing import as_graph, call_at, note, restored
 
 SCHEMA_VERSION = 1
 _RECORD = "_bntool_edits"
@@ -32,17 +33,26 @@ _RECORD = "_bntool_edits"
 Edit = Mapping[str, Any]
 
 
-def apply(model: nn.Module, edit: Edit) -> None:
-    """Perform one edit on `model` in place, and record it there. Raises: LoadError when it does not fit."""
+def apply(model: nn.Module, edit: Edit) -> nn.Module:
+    """Perform one edit on `model` in place, and record it there.
+
+    Returns: the model; with "trace" the graph that takes its place.
+    Raises: LoadError when it does not fit.
+    """
     if edit.get("op") not in OPS:
         raise LoadError(f"unknown edit {edit.get('op')!r} in the plan", next="It needs a newer bntool.")
-    OPS[edit["op"]](model, edit)
-    record(model, edit)
+    result = OPS[edit["op"]](model, edit) or model
+    record(result, edit)
+    return result
 
 
 def record(model: nn.Module, edit: Edit) -> None:
     """Note an edit that was performed otherwise."""
-    model.__dict__[_RECORD] = [*recorded(model), dict(edit)]
+    edits = [*recorded(model), dict(edit)]
+    if isinstance(model, fx.GraphModule):
+        note(model, _RECORD, edits)
+    else:
+        model.__dict__[_RECORD] = edits
 
 
 def recorded(model: nn.Module) -> list[dict[str, Any]]:
@@ -56,8 +66,9 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
 
 
 def apply_plan(model: nn.Module, plan: Mapping[str, Any] | str | Path) -> nn.Module:
-    """Give a freshly built model, in place, the structure that the plan's edits made. Returns: the model.
+    """Give a freshly built model, in place, the structure that the plan's edits made.
 
+    Returns: the model; for a plan of graph form the graph that takes its place.
     `plan` is the document, or a JSON file: of the plan alone, or of a report or bundle that has one.
 
     Raises: LoadError when the plan is damaged, newer than this bntool, or does not fit the model.
@@ -71,8 +82,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any] | str | Path) -> nn.Mod
     edits = plan.get("edits")
     if not isinstance(edits, list) or not all(isinstance(edit, Mapping) for edit in edits):
         raise LoadError("the plan is damaged: its edits are not a list")
-    _apply_all(model, edits)
-    return model
+    return _apply_all(model, edits)
 
 
 def _read(path: Path) -> Any:
@@ -86,14 +96,15 @@ def _read(path: Path) -> Any:
     return inner if isinstance(inner, dict) else document
 
 
-def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> None:
+def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
     for edit in edits:
         try:
-            apply(model, edit)
+            model = apply(model, edit)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
             what = f"the edit {edit.get('op')!r} does not fit the model ({problem})"
             advice = "Name the factory, with the arguments, that the model was made with."
             raise LoadError(what, where=str(edit.get("path", "")), next=advice) from problem
+    return model
 
 
 def detach_idle(model: nn.Module) -> None:
@@ -176,7 +187,24 @@ def _drop_bias(model: nn.Module, edit: Edit) -> None:
     model.get_submodule(edit["path"]).register_parameter("bias", None)
 
 
-OPS: dict[str, Callable[[nn.Module, Edit], None]] = {
+def _trace(model: nn.Module, edit: Edit) -> nn.Module:
+    """{"op": "trace", "inputs"}: a graph takes the place of the whole model."""
+    return as_graph(model, restored(edit["inputs"]))[0]
+
+
+def _call(model: nn.Module, edit: Edit) -> None:
+    """{"op": "call", "node", "ahead", "path", "module", "like"}: a graph calls a module on a node's value
+    (ahead: on what its node reads); `like` is the module whose dtype, device and mode it gets.
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise TypeError("not a graph")
+    new = build(edit["module"], like=model.get_submodule(edit["like"]))
+    call_at(model, edit["node"], edit["path"], new, ahead=edit["ahead"])
+
+
+OPS: dict[str, Callable[[nn.Module, Edit], nn.Module | None]] = {
+    "trace": _trace,
+    "call": _call,
     "replace": _replace,
     "insert": _insert,
     "attach": _attach,
@@ -186,39 +214,3 @@ OPS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "add_bias": _add_bias,
     "drop_bias": _drop_bias,
 }
-
-
-# --- modules as data
-
-
-def put(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Set the submodule at a dotted path."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)
-
-
-def build(spec: Mapping[str, Any], *, like: nn.Module) -> nn.Module:
-    """The module that `{"type": "torch.nn.BatchNorm2d", "args": {"num_features": 8}}` describes.
-
-    It gets the mode, device and floating dtype of `like`, where that has any.
-    """
-    place, _, name = str(spec["type"]).rpartition(".")
-    if place != "torch.nn" and place.split(".")[0] != "bntool":
-        raise ValueError(f"{spec['type']} is neither of torch.nn nor of bntool")
-    kind = getattr(import_module(place), name)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise TypeError(f"{spec['type']} is not a module")
-    args = {k: build(v, like=like) if _is_spec(v) else v for k, v in spec.get("args", {}).items()}
-    made = kind(**args).train(like.training)
-    tensor = first_tensor(like)
-    return made if tensor is None else made.to(device=tensor.device, dtype=tensor.dtype)
-
-
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, Mapping) and "type" in value
-
-
-def first_tensor(module: nn.Module) -> Tensor | None:
-    """The first floating parameter or buffer."""
-    tensors = (*module.parameters(), *module.buffers())
-    return next((t for t in tensors if t.is_floating_point()), None)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
@@ -124,7 +124,7 @@ def _insert(
         fresh.eval()
         seen = watch(fresh, example)  # lazy parts get their sizes here
         model = copied(fresh, {}) if has_lazy_parts(model) else model
-        flow = module_flow(fresh, example)
+        flow = module_flow(fresh, example, hooked_whole=options.form == "graph")
     candidates = (
         find(fresh, flow, seen, question) if options.form == "module" else graph_sites(flow, question)
     )
@@ -137,15 +137,17 @@ def _insert(
         entries = [InsertEntry("", p.site.layer, p.kind, p.channels, p.n_eff, p.why) for p in sites]
         return Result(fresh, replace(report, inserted=entries))
     before, alive = key_owners(fresh), fresh.state_dict(keep_vars=True)
+    notes: list[str] = []
     if options.form == "module":
         placed, found = _into_modules(fresh, sites, seen, work, options, progress)
     else:
-        fresh, paths = with_slots(fresh, flow, sites)
+        fresh, paths, notes = with_slots(fresh, example, sites)
         placed, found = _into_graph(fresh, sites, paths, work, options, progress)
     entries = _set(fresh, placed, found, options, len(work))
     keys = moved_keys(before, key_owners(fresh))
     del alive  # until here no other tensor could take the identity of a dropped one
-    report = replace(report, inserted=entries, keys=keys, plan=plan_of(fresh), notes=_notes(entries, options))
+    notes += _notes(entries, options)
+    report = replace(report, inserted=entries, keys=keys, plan=plan_of(fresh), notes=notes)
     return Result(fresh, _proven(model, fresh, [p.norm for p in placed], work, options, report))
 
 
@@ -166,7 +168,7 @@ def _into_modules(
 
 
 def _into_graph(
-    model: nn.Module,
+    model: fx.GraphModule,
     sites: Sequence[Planned],
     paths: Sequence[str],
     work: Sequence[Call],
@@ -261,8 +263,6 @@ def _notes(entries: Sequence[InsertEntry], options: Options) -> list[str]:
         notes.append(f"{kinds} behind a gate that is closed: nothing changes until training opens it")
     elif kinds:
         notes.append(f"{kinds} norms cannot leave the function as it is: see how far the outputs moved")
-    if options.form == "graph":
-        notes.append("graph form: the norms are part of the graph, so there is no plan to apply to the class")
     return notes
 
 

@@ -17,7 +17,7 @@ FLOORS = (
     ("search", "plan", "branches", "branch_ops", "rewriting"),
     ("report",),
     ("norms",),
-    ("edits", "structure"),
+    ("edits", "structure", "specs", "tracing"),
     ("tensors", "copying", "lazy", "fold_module", "program_edit"),
     (
         *("sources", "pooling", "placing", "onnx_folding"),

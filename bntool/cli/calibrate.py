@@ -9,7 +9,7 @@ import typer
 from bntool.cli import common, delivery, screen
 
 if TYPE_CHECKING:
-    from bntool.calibrate import CalibrateReport
+    from bntool.calibrate import CalibrateEntry, CalibrateReport
 
 
 @common.command
@@ -24,6 +24,9 @@ def calibrate(
         Literal["auto", "lockstep", "passes"],
         typer.Option("--method", help="All batches side by side, or one pass over the data per norm."),
     ] = "auto",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run torch's update_bn on a copy, and show both.")
+    ] = False,
     inputs: common.Inputs = None,
     weights: common.Weights = None,
     trust: common.Trust = False,
@@ -48,6 +51,7 @@ def calibrate(
             include=include or (),
             exclude=exclude or (),
             method=method,
+            compare=compare,
             progress=progress,
         )
     written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
@@ -59,24 +63,31 @@ def calibrate(
 
 
 def show(report: CalibrateReport) -> None:
-    """How far each norm's statistics moved."""
-    rows = [
-        (
-            e.name,
-            f"{e.mean_moved:.3g}",
-            spread(e.var_ratio_min, e.var_ratio_max),
-            spread(e.averaged_var_ratio_min, e.averaged_var_ratio_max),
-            e.note,
-        )
-        for e in report.calibrated
+    """How far each norm's statistics moved; where update_bn would have put them, if that was asked."""
+    columns = ["norm", "mean moved (std)", "new variance / old"]
+    rows: list[tuple[str, ...]] = [
+        (e.name, f"{e.mean_moved:.3g}", spread(e.var_ratio_min, e.var_ratio_max)) for e in report.calibrated
     ]
-    columns = ("norm", "mean moved (std)", "new variance / old", "averaged variance / pooled", "")
-    screen.table(columns, rows, right=columns[1:4])
+    if any(e.update_bn_mean_off is not None for e in report.calibrated):
+        columns += ["update_bn: mean off (std)", "update_bn: variance / new"]
+        rows = [(*row, *compared(entry)) for row, entry in zip(rows, report.calibrated, strict=True)]
+    screen.table(columns, rows, right=columns[1:])
+    for entry in report.calibrated:
+        if entry.note:
+            screen.note(f"{entry.name}: {entry.note}")
     for name, reason in report.skipped.items():
         screen.note(f"left alone: {name}: {reason}")
+    for note in report.notes:
+        screen.note(f"note: {note}")
     screen.say(f"{len(report.calibrated)} norms calibrated on {report.samples} samples")
 
 
-def spread(low: float | None, high: float | None) -> str:
+def compared(entry: CalibrateEntry) -> tuple[str, str]:
+    low, high = entry.update_bn_var_ratio_min, entry.update_bn_var_ratio_max
+    off = entry.update_bn_mean_off
+    return ("", "") if off is None or low is None or high is None else (f"{off:.3g}", spread(low, high))
+
+
+def spread(low: float, high: float) -> str:
     """The range of a ratio over channels."""
-    return "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+    return f"{low:.3g} to {high:.3g}"

@@ -67,7 +67,7 @@ class NormKind:
 
 
 def described(name: str, setting: Setting) -> Spec | Blocked:
-    """The norm `name` as data that `bntool.edits.build` makes a module of, or why there is none."""
+    """The norm `name` as data that `bntool.specs.build` makes a module of, or why there is none."""
     return KINDS[name].make(setting)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
-from torch.nn.modules import activation, dropout
+from torch.nn.modules import dropout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from bntool.graphs.fx_leaves import ACTIVATIONS, LEAVES
 from bntool.graphs.fx_trace import Way
 from bntool.graphs.islands import module_graph
 from bntool.norms.layers import FrozenBatchNorm
@@ -18,12 +19,6 @@ from bntool.pooling.batches import Call
 
 LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, FrozenBatchNorm, NormAct)
-GATED = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax)
-ACTIVATIONS = tuple(
-    kind
-    for name in activation.__all__
-    if isinstance(kind := getattr(activation, name), type) and kind not in GATED
-)
 LAYER_CALLS = ("conv", "linear", "bilinear", "embedding", "addmm")
 NORM_CALLS = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "rms_norm", "local_response_norm")
 ACTIVATION_CALLS = tuple(
@@ -36,8 +31,6 @@ ACTIVATION_CALLS = tuple(
     )
     for ending in ("", "_")
 )  # fmt: skip
-LEAVES = (nn.Identity, dropout._DropoutNd, *ACTIVATIONS)
-"""Modules that matter as such, not for the function they call."""
 ADDS = ("add", "add_", "iadd", "__iadd__", "sub")
 
 
@@ -91,10 +84,13 @@ def _joined(prefix: str, path: str) -> str:
     return ".".join(part for part in (prefix, path) if part)
 
 
-def module_flow(model: nn.Module, example: Call | None) -> Flow:
-    """The flow of `model`, whose forks on data are followed both ways."""
+def module_flow(model: nn.Module, example: Call | None, *, hooked_whole: bool = False) -> Flow:
+    """The flow of `model`, whose forks on data are followed both ways.
+
+    With `hooked_whole` modules with hooks are not looked into: a graph that is run would lose the hooks.
+    """
     inputs = None if example is None else (example.args, example.kwargs)
-    return Flow(model, module_graph(model, inputs, leaves=LEAVES).ways)
+    return Flow(model, module_graph(model, inputs, leaves=LEAVES, hooked_whole=hooked_whole).ways)
 
 
 def role_of_module(module: nn.Module) -> str:

@@ -9,14 +9,17 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from bntool.edits import build, put
+from bntool.edits import apply, record
 from bntool.errors import UsageError
-from bntool.norms.kinds import Setting
+from bntool.graphs.fx_graph_form import free_name
 from bntool.norms.submodules import selected
 from bntool.placing.flow import Flow, called
 from bntool.placing.module_form import Placed, alike, taken_bias
 from bntool.placing.options import Options, Planned
-from bntool.placing.sites import Question, Site, by_flow, wanted_word
+from bntool.placing.sites import Question, Site, by_flow, wanted_word, with_sizes
+from bntool.pooling.batches import Call
+from bntool.specs import build, put
+from bntool.tracing import as_graph, call_at, described
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -59,7 +62,7 @@ def _site(flow: Flow, node: fx.Node, kind: str, question: Question, asked: str) 
     if site.reason:
         return site
     reason = by_flow(site, flow, [node], last=False)
-    return replace(site, reason=reason) if reason else _sized(flow, site, kind)
+    return replace(site, reason=reason) if reason else _sized(flow, site, kind, question)
 
 
 def _at(flow: Flow, site: Site, node: fx.Node) -> Site:
@@ -71,61 +74,50 @@ def _at(flow: Flow, site: Site, node: fx.Node) -> Site:
     return replace(site, at=users[0].name, node=users[0])
 
 
-def _sized(flow: Flow, site: Site, kind: str) -> Site:
+def _sized(flow: Flow, site: Site, kind: str, question: Question) -> Site:
     assert site.node is not None
     node = site.node.all_input_nodes[0] if site.where == "before-layer" else site.node
     value = flow.ways[0].sizes.value(node)
     if not isinstance(value, torch.Tensor):
         return replace(site, reason="its sizes are not known")
-    last = kind == "linear" and value.dim() > 2
-    channels = value.shape[-1 if last else 1]
-    per_sample = value.numel() // (value.shape[0] * channels)
-    setting = Setting(channels, value.dim(), last, per_sample)
-    return replace(site, setting=setting, values=value.numel() // channels)
+    named = bool(question.include)
+    return with_sizes(site, value, kind, named=named, asked=named or bool(question.layers))
 
 
-def with_slots(model: nn.Module, flow: Flow, sites: Sequence[Planned]) -> tuple[fx.GraphModule, list[str]]:
-    """The model as a graph with an Identity at every site, and where those are."""
-    graph = flow.ways[0].graph
-    module = fx.GraphModule(model, graph, class_name=type(model).__name__)
+def with_slots(
+    model: nn.Module, example: Call, sites: Sequence[Planned]
+) -> tuple[fx.GraphModule, list[str], list[str]]:
+    """The model as a graph with an Identity at every site; where those are; what to know of the graph."""
+    inputs = (example.args, example.kwargs)
+    module, notes = as_graph(model, inputs)
+    record(module, {"op": "trace", "inputs": described(inputs)})
     paths = [_add_slot(module, planned) for planned in sites]
-    graph.lint()
-    module.recompile()
-    return module, paths
+    return module, paths, notes
 
 
 def _add_slot(module: fx.GraphModule, planned: Planned) -> str:
-    node = planned.site.node
-    assert node is not None
-    path = f"{planned.site.at}_norm"
-    module.add_submodule(path, nn.Identity())
-    if planned.site.where == "before-layer":
-        with module.graph.inserting_before(node):
-            new = module.graph.call_module(path, (node.all_input_nodes[0],))
-        node.replace_input_with(node.all_input_nodes[0], new)
-        return path
-    with module.graph.inserting_after(node):
-        new = module.graph.call_module(path, (node,))
-    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    at = planned.site.at
+    path = free_name(module, f"{at}_norm")
+    call_at(module, at, path, nn.Identity(), ahead=planned.site.where == "before-layer")
     return path
 
 
 def fill_slots(
-    module: nn.Module, sites: Sequence[Planned], paths: Sequence[str], options: Options
+    module: fx.GraphModule, sites: Sequence[Planned], paths: Sequence[str], options: Options
 ) -> list[Placed]:
     """The norms in place of the Identities."""
     return [_fill(module, planned, path, options) for planned, path in zip(sites, paths, strict=True)]
 
 
-def _fill(module: nn.Module, planned: Planned, path: str, options: Options) -> Placed:
-    try:
-        layer: nn.Module = module.get_submodule(planned.site.layer)
-    except AttributeError:  # a function call: its weight is somewhere in the model
-        layer = module
+def _fill(module: fx.GraphModule, planned: Planned, path: str, options: Options) -> Placed:
+    site = planned.site
+    called_layer = site.layer in dict(module.named_modules())  # else its weight is somewhere in the model
+    layer = module.get_submodule(site.layer) if called_layer else module
     norm = alike(build(planned.spec, like=layer), layer)
     put(module, path, norm)
-    is_layer = isinstance(layer, _ConvNd | nn.Linear)
-    bias, word = taken_bias(layer, planned, options.bias or "drop") if is_layer else (None, "kept")
+    what = {"path": path, "module": planned.spec, "like": site.layer if called_layer else ""}
+    record(module, {"op": "call", "node": site.at, "ahead": site.where == "before-layer", **what})
+    bias, word = taken_bias(layer, planned, options.bias or "drop") if called_layer else (None, "kept")
     if word == "dropped":
-        layer.register_parameter("bias", None)
+        apply(module, {"op": "drop_bias", "path": site.layer})
     return Placed(planned, norm, bias, word)

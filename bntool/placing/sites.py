@@ -222,19 +222,26 @@ class _Finder:
         else:
             values = self.seen.inputs if site.where == "before-layer" else self.seen.outputs
             value = values[self.model.get_submodule(site.at)][0]
-        last = not site.slot and isinstance(layer, nn.Linear) and value.dim() > 2
-        asked = self.question.layers or self.question.include or site.layer in self.took
-        if last and not asked:
-            return replace(
-                site, reason="linear over (*, features), as in transformers: name it to ask for it"
-            )
-        channels = value.shape[-1 if last else 1]
-        per_sample = value.numel() // (value.shape[0] * channels)
-        squeezed = isinstance(layer, _ConvNd) and per_sample == 1
-        if squeezed and not (site.slot or self.question.include or site.layer in self.took):
-            return replace(site, reason="its map is one value per sample, as in a squeeze-and-excite gate")
-        setting = Setting(channels, value.dim(), last, per_sample)
-        return replace(site, setting=setting, values=value.numel() // channels)
+        kind = "norm" if site.slot else "linear" if isinstance(layer, nn.Linear) else "conv"
+        named = bool(site.slot or self.question.include or site.layer in self.took)
+        return with_sizes(site, value, kind, named=named, asked=named or bool(self.question.layers))
+
+
+def with_sizes(site: Site, value: Tensor, kind: str, *, named: bool, asked: bool) -> Site:
+    """The site with the sizes of what its norm would read, or with the reason why it has to be asked for.
+
+    `kind` is the layer's, "norm" where one was folded away; `named`: this layer was asked for; `asked`: its
+    kind of layer was.
+    """
+    last = kind == "linear" and value.dim() > 2
+    if last and not asked:
+        return replace(site, reason="linear over (*, features), as in transformers: name it to ask for it")
+    channels = value.shape[-1 if last else 1]
+    per_sample = value.numel() // (value.shape[0] * channels)
+    if kind == "conv" and per_sample == 1 and not named:
+        return replace(site, reason="its map is one value per sample, as in a squeeze-and-excite gate")
+    setting = Setting(channels, value.dim(), last, per_sample)
+    return replace(site, setting=setting, values=value.numel() // channels)
 
 
 def by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], *, last: bool) -> str:

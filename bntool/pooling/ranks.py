@@ -37,13 +37,3 @@ def pooled(own: Moments) -> Moments:
     """The moments of all processes' values together, the same on every rank."""
     rows = torch.stack((torch.full_like(own.mean, own.count), own.mean, own.m2))
     return merged(Moments(int(r[0, 0].item()), r[1], r[2]) for r in all_of(rows))
-
-
-def mean_of_rows(rows: Tensor) -> Tensor:
-    """The mean over the rows of every process; the processes may have different numbers of rows.
-
-    Shapes: rows (n, C) -> (C,).
-    """
-    own = torch.cat((rows.sum(0), torch.tensor([float(len(rows))], dtype=rows.dtype, device=rows.device)))
-    total = torch.stack(all_of(own)).sum(0)
-    return total[:-1] / total[-1]

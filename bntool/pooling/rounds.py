@@ -26,11 +26,9 @@ Brought = tuple[int, Planes]
 
 @dataclass(frozen=True)
 class Settled:
-    """The pooled moments of a norm's inputs, and the average of its batches' means and unbiased variances."""
+    """The pooled moments of all that a norm read."""
 
     moments: Moments
-    averaged_mean: Tensor | None
-    averaged_var: Tensor | None
     note: str = ""
 
 
@@ -108,13 +106,12 @@ class Book:
         assert isinstance(norm, _BatchNorm)
         if ranks.several() and not ranks.smallest(int(not self.spoilt), norm.running_mean.device):  # type: ignore[union-attr]
             self._refuse(norm)  # on every rank, so that none waits for another
-        parts = [found.pooled() for _, found in brought]
-        moments = ranks.pooled(merged(parts))
+        moments = ranks.pooled(merged(found.pooled() for _, found in brought))
         if moments.count < 2:
             raise RunError("one value per channel in all the data", where=self.names[norm], next=ONE_VALUE)
         calls = max(Counter(batch for batch, _ in brought).values())
         note = f"called {calls} times a batch: pooled over the calls" if calls > 1 else ""
-        self.settled[norm] = Settled(moments, *_averages(parts), note=note)
+        self.settled[norm] = Settled(moments, note)
         _store(norm, moments, self.batches)
         self.pending.pop(norm)
         self.progress("calibrate", len(self.settled), self.total)
@@ -154,13 +151,6 @@ def _inputs_of(norm: nn.Module, call: Call, index: int, book: Book) -> list[Brou
     with watched([norm], arrive), suppress(_Enough):
         call.run(book.trails.model)
     return found
-
-
-def _averages(parts: list[Moments]) -> tuple[Tensor | None, Tensor | None]:
-    if any(part.count < 2 for part in parts):
-        return None, None
-    means = torch.stack([part.mean for part in parts])
-    return ranks.mean_of_rows(means), ranks.mean_of_rows(torch.stack([part.variance() for part in parts]))
 
 
 def _store(norm: _BatchNorm, moments: Moments, batches: int) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from bntool.edits import apply_plan, plan_of
+from bntool.edits import apply_plan, plan_of, recorded
 from bntool.errors import LoadError, UsageError
 from bntool.sources import importing, inputs, origin, python_ref, trusted, weights
 from bntool.sources.base import Loaded, Source
@@ -31,8 +31,8 @@ SCHEMA_VERSION = 1
 def write(model: nn.Module, folder: Path, specs: Sequence[inputs.InputSpec] = ()) -> None:
     """Raises: UsageError when it is not known which code built the model."""
     source = origin.of(model)
-    if isinstance(model, torch.fx.GraphModule):
-        what = "a bundle holds a model of its own class, and this is a graph"
+    if isinstance(model, torch.fx.GraphModule) and not any(e["op"] == "trace" for e in recorded(model)):
+        what = "a bundle holds a model that a plan can make anew, and this is a graph without one"
         raise UsageError(what, where=str(folder), next="Write .pt2 or .onnx.")
     if source is None:
         what = "a bundle needs to know the factory that made the model, and it was not loaded by a reference"
@@ -79,7 +79,7 @@ def open_bundle(ref: FileRef, trust: bool) -> Loaded:
         what = "it carries code and was not written on this account; it was not run"
         raise LoadError(what, where=str(folder), next="Look at its code, then pass --trust (trust=True).")
     model, default_inputs = _build(folder, source)
-    apply_plan(model, document["plan"])
+    model = apply_plan(model, document["plan"])
     tensors, _ = weights.read_safetensors(folder / "weights.safetensors")
     weights.fill(model, tensors, folder / "weights.safetensors", exact=True)
     origin.set_note(model, {**(origin.of(model) or {}), "inputs": document["inputs"]})

@@ -79,4 +79,4 @@ def _load_weights(loaded: Loaded, path: Path) -> None:
 
     if not loaded.is_module:
         raise UsageError("--weights goes with a model made by Python", where=loaded.ref, next="Leave it out.")
-    load_into(loaded.model, path)
+    loaded.model = load_into(loaded.model, path)

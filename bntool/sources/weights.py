@@ -17,9 +17,10 @@ _PLAN = "bntool_plan"
 _NEST = ("state_dict", "model_state_dict", "model", "weights")
 
 
-def load_into(model: nn.Module, path: Path) -> None:
+def load_into(model: nn.Module, path: Path) -> nn.Module:
     """Give `model`, in place, the structure and the values that a weights file holds.
 
+    Returns: the model; the graph that takes its place if the file's plan is of graph form.
     Raises: LoadError when the file is damaged or its tensors do not fit the model.
     """
     if not path.is_file():
@@ -27,12 +28,13 @@ def load_into(model: nn.Module, path: Path) -> None:
     if path.suffix == ".safetensors":
         tensors, plan = read_safetensors(path)
         if plan is not None:
-            apply_plan(model, plan)
+            model = apply_plan(model, plan)
         fill(model, tensors, path, exact=plan is not None)
     elif path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         fill(model, read_pickled(path), path)
     else:
         raise UsageError("weights end in .safetensors or .pt", where=str(path), next="Pass such a file.")
+    return model
 
 
 def write_safetensors(model: nn.Module, path: Path, notes: Mapping[str, str] | None = None) -> None:

@@ -30,6 +30,16 @@ def test_insert_writes_a_model_that_computes_the_same(run: Run, name: str) -> No
     assert run("verify", ref(name), "normed", "--json").json["ok"]
 
 
+def test_graph_form_is_saved_as_a_bundle_and_with_its_weights(run: Run) -> None:
+    for output in ("normed", "normed.safetensors"):
+        run("insert", ref("lenet"), "--form", "graph", "-o", output)
+    assert run("verify", ref("lenet"), "normed", "--json").json["ok"]
+    loaded = bntool.load(ref("lenet"), weights="normed.safetensors")
+    assert isinstance(loaded, torch.fx.GraphModule)
+    run("export", "normed", "--no-fold", "-o", "normed.onnx")
+    assert run("verify", ref("lenet"), "normed.onnx", "--json").json["ok"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_fold_writes_a_model_that_computes_the_same(run: Run, name: str) -> None:
     report = run("fold", ref(name), "-o", "folded", "--json").json

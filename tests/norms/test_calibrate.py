@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import bntool
 from bntool.errors import RunError, UsageError
@@ -95,21 +96,56 @@ def test_momentum_plays_no_part_and_stays(momentum: float | None) -> None:
     assert result.model.first.momentum == momentum
 
 
-def test_the_report_says_how_far_statistics_moved_and_what_averaging_would_have_given() -> None:
+def test_the_report_says_how_far_statistics_moved() -> None:
     model, batches = nn.Sequential(nn.BatchNorm2d(4)), shifted_batches((8, 8, 2))
     entry = bntool.calibrate(model, batches).report.calibrated[0]
     mean, var = expected(torch.cat(batches))
     assert entry.mean_moved == pytest.approx(float(mean.abs().max()), rel=1e-5)
     assert entry.var_ratio_max == pytest.approx(float(var.max()), rel=1e-5)
+    assert entry.update_bn_mean_off is None
 
-    averaged = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn(batches, averaged)
-    ratio = averaged[0].running_var.double() / var
-    assert entry.averaged_var_ratio_min == pytest.approx(float(ratio.min()), rel=1e-5)
-    assert entry.averaged_var_ratio_max == pytest.approx(float(ratio.max()), rel=1e-5)
-    off = (averaged[0].running_mean.double() - mean).abs() / var.sqrt()
-    assert entry.averaged_mean_off == pytest.approx(float(off.max()), rel=1e-4)
-    assert ratio.max() < 0.8, "these batches must show the difference"
+
+class Dropping(Chain):
+    """What train mode does besides the norms: a dropout between them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.conv(F.dropout(torch.relu(self.first(x)), 0.3, self.training)))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("kind", [Chain, Dropping])
+def test_a_comparison_has_the_numbers_of_update_bn(kind: type[Chain], momentum: float | None) -> None:
+    """The second norm reads what train mode gives: normalised by the batch, not by the new statistics."""
+    model, batches = randomized(kind()), shifted_batches((8, 8, 2))
+    model.first.momentum = momentum
+    other = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.optim.swa_utils.update_bn(batches, other)
+    rng, before = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+    result = bntool.calibrate(model, batches, compare=True)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    check(result.model, reference(model, torch.cat(batches)))
+    for entry in result.report.calibrated:
+        theirs, ours = other.get_submodule(entry.name), result.model.get_submodule(entry.name)
+        ratio = theirs.running_var.double() / ours.running_var.double()
+        assert entry.update_bn_var_ratio_min == pytest.approx(float(ratio.min()), rel=1e-5)
+        assert entry.update_bn_var_ratio_max == pytest.approx(float(ratio.max()), rel=1e-5)
+        off = (theirs.running_mean - ours.running_mean).abs() / ours.running_var.sqrt()
+        assert entry.update_bn_mean_off == pytest.approx(float(off.max()), rel=1e-4)
+        assert not 0.95 < entry.update_bn_var_ratio_min < 1.05, "these batches must show the difference"
+
+
+def test_update_bn_takes_calls_with_several_inputs_and_its_errors_are_reported() -> None:
+    model = randomized(Twice())
+    batches = [(torch.randn(9, 3), torch.randn(9, 3) * 2 + 5, "a label") for _ in range(3)]
+    entries = bntool.calibrate(model, batches, compare=True).report.calibrated
+    assert all(entry.update_bn_mean_off is not None for entry in entries)
+    single = randomized(nn.Sequential(nn.BatchNorm1d(3)))
+    report = bntool.calibrate(single, [torch.randn(5, 3), torch.randn(1, 3)], compare=True).report
+    assert report.calibrated[0].update_bn_mean_off is None
+    assert "update_bn raised ValueError: Expected more than 1 value per channel" in report.notes[0]
 
 
 class Twice(nn.Module):
