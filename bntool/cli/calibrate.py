@@ -42,7 +42,7 @@ def calibrate(
 
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
     example = delivery.known_inputs(loaded)
-    delivery.check_output(loaded, output, force=force, inputs=example)
+    way = delivery.Delivery(loaded, example, output, force=force, dry_run=dry_run, as_json=as_json)
     batches = delivery.batches(data, batch_size)
     with screen.progress_bar() as progress:
         result = calibrate(
@@ -54,12 +54,7 @@ def calibrate(
             compare=compare,
             progress=progress,
         )
-    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
-    if as_json:
-        screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
-        return
-    show(result.report)
-    screen.say(delivery.closing_line(written, dry_run=dry_run))
+    way.deliver(result, show)
 
 
 def show(report: CalibrateReport) -> None:

@@ -1,14 +1,16 @@
-"""What the commands that change a model share: check the target first, verify, write, say where it went."""
+"""What the commands that change a model share: check the target first, write, say where it went."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bntool.cli import screen
 
 if TYPE_CHECKING:
+    from bntool.result import Result
     from bntool.sources import Loaded
     from bntool.verify import Verification
 
@@ -29,34 +31,66 @@ def batches(data: str, batch_size: int) -> Any:
     return list(digits().images.split(batch_size))
 
 
-def check_output(loaded: Loaded, output: Path | None, *, force: bool, inputs: Any) -> None:
-    """Say now, not after the work, that the result could not be written. Raises: UsageError."""
-    from bntool.save import check
+@dataclass(frozen=True)
+class Delivery:
+    """How a command's result reaches the user: a file, whose place was checked first, and a table or JSON."""
 
-    if output is not None:
-        check(loaded.model, output, example_inputs=inputs, force=force)
+    loaded: Loaded
+    inputs: Any
+    output: Path | None
+    force: bool
+    dry_run: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        """Say now, not after the work, that the result could not be written. Raises: UsageError."""
+        from bntool.save import check
+
+        if self.output is not None:
+            check(self.loaded.model, self.output, example_inputs=self.inputs, force=self.force)
+
+    def write(self, model: Any) -> Path | None:
+        """Write the result, unless it was only to be planned. Returns: the path, or None."""
+        from bntool.save import save
+
+        if self.output is None or self.dry_run:
+            return None
+        given = self.loaded.given
+        return save(model, self.output, example_inputs=self.inputs, inputs=given, force=self.force)
+
+    def deliver(self, result: Result[Any, Any], show: Callable[[Any], None]) -> None:
+        """Write the model, then `show` the report, or print it as JSON."""
+        written = self.write(result.model)
+        present(
+            result.report.to_dict(),
+            lambda: show(result.report),
+            written,
+            dry_run=self.dry_run,
+            as_json=self.as_json,
+        )
 
 
-def deliver(
-    loaded: Loaded, model: Any, output: Path | None, *, force: bool, dry_run: bool, inputs: Any
-) -> Path | None:
-    """Write the result, unless it was only to be planned. Returns: the path, or None."""
-    from bntool.save import save
-
-    if output is None or dry_run:
-        return None
-    return save(model, output, example_inputs=inputs, inputs=loaded.given, force=force)
+def present(
+    document: Mapping[str, Any],
+    show: Callable[[], None],
+    written: Path | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """A report with where the result went: as JSON, or as `show` prints it and a closing line."""
+    if as_json:
+        output = None if written is None else str(written)
+        screen.emit_json({**document, "dry_run": dry_run, "output": output})
+    else:
+        show()
+        screen.say(closing_line(written, dry_run=dry_run))
 
 
 def closing_line(output: Path | None, *, dry_run: bool) -> str:
     if dry_run:
         return "dry run: nothing written"
     return f"written: {output}" if output is not None else "nothing written: pass -o to write the result"
-
-
-def with_output(document: Mapping[str, Any], output: Path | None, *, dry_run: bool) -> dict[str, Any]:
-    """A report's JSON with where the result went."""
-    return {**document, "dry_run": dry_run, "output": None if output is None else str(output)}
 
 
 def verification_line(found: Verification) -> str:

@@ -57,7 +57,7 @@ def fold(
 
     loaded = common.open_model(model, inputs=inputs, weights=weights, trust=trust)
     example = delivery.known_inputs(loaded)
-    delivery.check_output(loaded, output, force=force, inputs=example)
+    way = delivery.Delivery(loaded, example, output, force=force, dry_run=dry_run, as_json=as_json)
     with screen.progress_bar() as progress:
         own_check = check and tolerance is None
         result = fold(
@@ -74,7 +74,7 @@ def fold(
         if check and not own_check and example is not None:
             found = verify(loaded.model, result.model, example, tolerance=tolerance, progress=progress)
             found.insist(where=model)
-    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
+    written = way.write(result.model)
     if check and found is None:
         screen.warn("not verified: no example inputs are known; pass --input 1x3x224x224")
     _present(result.report, found, written, dry_run=dry_run, as_json=as_json)
@@ -120,14 +120,13 @@ def _fold_onnx(
 def _present(
     report: FoldReport, found: Verification | None, written: Path | None, *, dry_run: bool, as_json: bool
 ) -> None:
-    if as_json:
-        document = {**report.to_dict(), "verification": found.to_dict() if found else None}
-        screen.emit_json(delivery.with_output(document, written, dry_run=dry_run))
-        return
-    show(report)
-    if found is not None:
-        screen.say(delivery.verification_line(found))
-    screen.say(delivery.closing_line(written, dry_run=dry_run))
+    def show_both() -> None:
+        show(report)
+        if found is not None:
+            screen.say(delivery.verification_line(found))
+
+    document = {**report.to_dict(), "verification": found.to_dict() if found else None}
+    delivery.present(document, show_both, written, dry_run=dry_run, as_json=as_json)
 
 
 def show(report: FoldReport) -> None:

@@ -72,7 +72,7 @@ def insert(
 
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
     example = loaded.example_inputs()
-    delivery.check_output(loaded, output, force=force, inputs=example)
+    way = delivery.Delivery(loaded, example, output, force=force, dry_run=dry_run, as_json=as_json)
     with screen.progress_bar() as progress:
         result = insert(
             loaded.model,
@@ -94,12 +94,7 @@ def insert(
             dry_run=dry_run,
             progress=progress,
         )
-    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
-    if as_json:
-        screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
-        return
-    show(result.report)
-    screen.say(delivery.closing_line(written, dry_run=dry_run))
+    way.deliver(result, show)
 
 
 def show(report: InsertReport) -> None:

@@ -40,7 +40,7 @@ def replace(
 
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
     example = delivery.known_inputs(loaded)
-    delivery.check_output(loaded, output, force=force, inputs=example)
+    way = delivery.Delivery(loaded, example, output, force=force, dry_run=dry_run, as_json=as_json)
     result = replace(
         loaded.model,
         to,
@@ -51,12 +51,7 @@ def replace(
         virtual_batch_size=virtual_batch_size,
         dry_run=dry_run,
     )
-    written = delivery.deliver(loaded, result.model, output, force=force, dry_run=dry_run, inputs=example)
-    if as_json:
-        screen.emit_json(delivery.with_output(result.report.to_dict(), written, dry_run=dry_run))
-        return
-    show(result.report)
-    screen.say(delivery.closing_line(written, dry_run=dry_run))
+    way.deliver(result, show)
 
 
 def show(report: ReplaceReport) -> None:
