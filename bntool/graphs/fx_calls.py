@@ -97,11 +97,16 @@ def _unknown_value() -> Array:
 
 def is_constant(node: fx.Node) -> bool:
     """Whether a value derives from parameters and literals alone."""
-    if node.op in ("placeholder", "call_module"):
-        return False
-    return node.op == "get_attr" or (
-        bool(node.all_input_nodes) and all(is_constant(n) for n in node.all_input_nodes)
-    )
+    seen, todo = {node}, [node]
+    while todo:
+        node = todo.pop()
+        if node.op == "get_attr":
+            continue
+        if node.op in ("placeholder", "call_module") or not node.all_input_nodes:
+            return False
+        todo += [n for n in node.all_input_nodes if n not in seen]
+        seen.update(node.all_input_nodes)
+    return True
 
 
 def tensor_key(tensor: torch.Tensor) -> Hashable:

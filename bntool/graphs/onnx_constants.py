@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bntool.graphs.onnx_numpy import EVALUATED, Args
 from bntool.graphs.onnx_shapes import Types
@@ -17,6 +17,8 @@ from bntool.graphs.onnx_tensors import Store, numpy_dtype
 
 #: a value of more elements is computed when asked for, each time, and not kept
 EAGER = 1 << 16
+#: sizes and the like come in no longer lists
+NUMBERS = 64
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ def evaluate(node: NodeProto, known: dict[str, Const], types: Types, scope: str)
         node = _as_cast(node, known, types)
     compute = EVALUATED.get(node.op_type)
     consts = [known.get(name) if name else None for name in node.input]
+    if node.op_type == "Shape" and consts[0] is None and types.static:
+        return _static_shape(node, types, scope)
     if compute is None or any(c is None and name for c, name in zip(consts, node.input, strict=True)):
         return None
     present = [c for c in consts if c is not None]
     if node.op_type == "Shape":
-        return _shape_of(node, present[0], scope)
+        return _shape_of(node, present[0].shape, scope)
     attrs, shapes = attributes(node), [types.of(name).shape for name in node.output]
 
     def run() -> list[NDArray[Any]]:
@@ -72,6 +76,37 @@ def evaluate(node: NodeProto, known: dict[str, Const], types: Types, scope: str)
         return compute(Args(inputs, attrs, len(node.output), shapes))
 
     return _lazy(node, run, types, scope) if _big(present, shapes) else _eager(node, run, scope)
+
+
+def spelled_out(model: ModelProto, store: Store, types: Types) -> ModelProto:
+    """A copy in which whole numbers that nodes compute from constants, or from fixed sizes, are initialisers.
+
+    Shape inference evaluates few operators; torch's older exporter writes a dozen for the widths of a Pad.
+    """
+    made = ModelProto()
+    made.CopyFrom(model)
+    known = _numbers(initialisers(made.graph, store, "", overridable_inputs(model)))
+    nodes = list(made.graph.node)
+    del made.graph.node[:]
+    for node in nodes:
+        computed = None if _large(node) else evaluate(node, known, types, "")
+        numbers = _numbers(computed or {})
+        if computed is None or len(numbers) < len(computed):
+            made.graph.node.append(node)
+            continue
+        known.update(numbers)
+        made.graph.initializer.extend(numpy_helper.from_array(c.fetch(), n) for n, c in numbers.items())
+    return made
+
+
+def _numbers(consts: dict[str, Const]) -> dict[str, Const]:
+    """Those that may be sizes, widths or places."""
+    whole = (TensorProto.INT64, TensorProto.INT32)
+    return {name: c for name, c in consts.items() if c.data_type in whole and c.size <= NUMBERS}
+
+
+def _large(node: NodeProto) -> bool:
+    return any(int(np.prod(a.t.dims, dtype=np.int64)) > NUMBERS for a in node.attribute)
 
 
 def _as_cast(node: NodeProto, known: dict[str, Const], types: Types) -> NodeProto:
@@ -82,9 +117,14 @@ def _as_cast(node: NodeProto, known: dict[str, Const], types: Types) -> NodeProt
     return helper.make_node("Cast", [node.input[0]], list(node.output), to=like)
 
 
-def _shape_of(node: NodeProto, const: Const, scope: str) -> dict[str, Const]:
+def _static_shape(node: NodeProto, types: Types, scope: str) -> dict[str, Const] | None:
+    shape = types.of(node.input[0]).shape
+    return None if shape is None else _shape_of(node, shape, scope)
+
+
+def _shape_of(node: NodeProto, shape: tuple[int, ...], scope: str) -> dict[str, Const]:
     attrs = attributes(node)
-    sizes = np.array(const.shape[slice(attrs.get("start", 0), attrs.get("end"))], np.int64)
+    sizes = np.array(shape[slice(attrs.get("start", 0), attrs.get("end"))], np.int64)
     return {node.output[0]: _kept(scope + node.output[0], sizes)}
 
 

@@ -103,6 +103,7 @@ class Edit:
 def _names(graph: GraphProto) -> set[str]:
     names = {value.name for value in (*graph.input, *graph.output, *graph.value_info)}
     names.update(tensor.name for tensor in graph.initializer)
+    names.update(tensor.values.name for tensor in graph.sparse_initializer)
     for node in graph.node:
         names.update((node.name, *node.input, *node.output))
     return names

@@ -16,13 +16,24 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 from bntool.algebra.affine import Blocked
 from bntool.algebra.passing import NEED_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
-from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs
+from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs, spelled_out
 from bntool.graphs.onnx_kinds import KINDS
 from bntool.graphs.onnx_movement import split
 from bntool.graphs.onnx_op import Op, Origin
-from bntool.graphs.onnx_shapes import Typed, Types, infer, infer_inner, open_sizes, types_of
+from bntool.graphs.onnx_shapes import (
+    Typed,
+    Types,
+    infer,
+    infer_inner,
+    is_static,
+    open_sizes,
+    types_of,
+    unsized,
+)
 from bntool.graphs.onnx_tensors import Store, dtype_name
 
+OVERRIDABLE = "is an input of the model, which a caller may set"
+SPARSE = "is a sparse tensor"
 #: elements of an index array beyond which a layout is not followed
 INDEX_LIMIT = 1 << 27
 
@@ -33,6 +44,8 @@ class OnnxGraph:
 
     model: ModelProto
     store: Store
+    static: bool = False
+    """Whether all inputs have fixed sizes."""
     nodes: list[Node] = field(default_factory=list)
     scopes: dict[str, GraphProto] = field(default_factory=dict)
     """The main graph under "" and every subgraph under its path."""
@@ -70,13 +83,27 @@ def origin(node: Node) -> Origin:
 
 def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | None = None) -> OnnxGraph:
     """The neutral graph of `model`. `given` are shapes for inputs whose sizes are open."""
-    graph = OnnxGraph(model, store)
+    graph = OnnxGraph(model, store, is_static(model))
     opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
     blocked = overridable_inputs(model)
-    inferred = infer(model, open_sizes(model, given or {}))
+    sizes = open_sizes(model, given or {})
+    inferred = _inferred(model, store, sizes, static=graph.static)
     _Scope(graph, opset, model.graph, inferred.graph, "", "", blocked).read()
     connect(graph.nodes)
     return graph
+
+
+def _inferred(model: ModelProto, store: Store, sizes: Mapping[str, int], *, static: bool) -> ModelProto:
+    """The model with sizes, for as long as numbers computed from known sizes lead to more of them."""
+    inferred = infer(model, sizes)
+    left = unsized(inferred.graph)
+    while left:
+        model = spelled_out(model, store, types_of(inferred.graph, static=static))
+        inferred, before = infer(model, sizes), left
+        left = unsized(inferred.graph)
+        if left == before:
+            break
+    return inferred
 
 
 class _Scope:
@@ -96,9 +123,12 @@ class _Scope:
         self.graph, self.opset, self.proto = graph, opset, proto
         self.scope, self.prefix, self.outer = scope, prefix, outer
         graph.scopes[scope] = proto
-        self.types: Types = types_of(inferred)
+        self.types: Types = types_of(inferred, static=graph.static and outer is None)
         self.consts: dict[str, Const] = dict(outer.consts) if outer else {}
         self.consts.update(initialisers(proto, graph.store, scope, overridable))
+        self.unknown: dict[str, str] = dict(outer.unknown) if outer else {}
+        self.unknown.update(dict.fromkeys(overridable, OVERRIDABLE))
+        self.unknown.update((t.values.name, SPARSE) for t in proto.sparse_initializer)
         self.values: dict[str, Node] = {}
         self.reads = reads(proto)
 
@@ -137,7 +167,8 @@ class _Scope:
         for name in (*proto.input, *captured(proto)):
             if name and name not in self.values and name not in self.consts:
                 self._add_input(name)  # captured from an outer scope, or what the caller may override
-        op = Op(proto, self.opset, self.types, self.scope, self.consts, self.values, self.reads, self.prefix)
+        known = (self.types, self.scope, self.consts, self.values, self.reads)
+        op = Op(proto, self.opset, *known, self.prefix, self.unknown)
         nodes = _translate(op)
         for gone in op.merged:
             self.graph.nodes.remove(gone)
@@ -180,7 +211,8 @@ def _opaque(op: Op, what: str) -> list[Node]:
 
 def _further(op: Op, start: int) -> list[Node]:
     """Outputs beyond the one that is understood are values nothing is known of."""
-    return [op.node("input", port=port) for port in range(start, len(op.proto.output))]
+    what = op.proto.op_type
+    return [op.node("opaque", port=port, what=what) for port in range(start, len(op.proto.output))]
 
 
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:

@@ -103,10 +103,25 @@ def _softmax(op: Op) -> Node | str:
     return op.node("softmax", op.value(0), dim=axis)
 
 
+def _sum(op: Op) -> Node | str:
+    """Of any number of values: additions one after another."""
+    ports = range(len(op.proto.input))
+    if len({op.shape(port) for port in ports}) > 1 or any(op.const(port) is not None for port in ports):
+        return "its inputs differ in shape, or are constants"
+    total = op.value(0)
+    for port in ports[1:-1]:
+        total = op.node("add", total, op.value(port))
+        total.name, total.owner = f"{total.name}@{port}", None
+        op.extra.append(total)
+    return op.node("add", total, op.value(ports[-1])) if len(ports) > 1 else op.node("identity", total)
+
+
 def _arithmetic(kind: str) -> Rule:
     """Add, Sub, Mul, Div: with a number, with a parameter, or of two values."""
 
     def rule(op: Op) -> Node | str:
+        if op.attrs.get("broadcast"):
+            return "before opset 7 it lines its inputs up in another way"
         for port in (1, 0):
             const = op.const(port)
             if const is None:
@@ -162,6 +177,8 @@ KINDS: dict[str, Rule] = {
     **_names(layout, sorted(set(LAYOUT) - {"Gather", "Split"})),
     "SplitToSequence": sequence,
     "SequenceAt": piece,
+    "Neg": lambda op: op.node("scalar", op.value(0), a=-1.0, b=0.0),
+    "Sum": _sum,
     "Add": _arithmetic("add"),
     "Sub": _arithmetic("sub"),
     "Mul": _arithmetic("mul"),

@@ -13,7 +13,7 @@ from bntool.graphs.windows import window
 
 #: the norm's default, which the format stores in float32
 EPSILON = float(np.float32(1e-5))
-COMPUTED = "its weight is computed"
+NORM_INPUTS = ("input", "weight", "bias", "running mean", "running variance")
 
 
 def place(op: Op, node: Node, *ports: int) -> Node:
@@ -25,7 +25,7 @@ def place(op: Op, node: Node, *ports: int) -> Node:
 def conv(op: Op) -> Node | str:
     weight = op.const(1)
     if weight is None or (op.given(2) and op.const(2) is None):
-        return COMPUTED
+        return f"its weight {op.origin_of(1)}" if weight is None else f"its bias {op.origin_of(2)}"
     padded = any(op.attrs.get("pads", ())) or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
     rank = len(weight.shape) - 2
     kind = "conv" if op.proto.op_type == "Conv" else "conv_transpose"
@@ -56,7 +56,7 @@ def gemm(op: Op) -> Node | str:
     """`alpha * A' @ B' + beta * C`: the factors are taken into the parameters, so that the rules see none."""
     weight, bias = op.const(1), op.const(2)
     if weight is None or op.const(0) is not None:
-        return COMPUTED
+        return f"its weight {op.origin_of(1)}" if weight is None else "its first input is constant"
     alpha, beta = float(op.attrs.get("alpha", 1.0)), float(op.attrs.get("beta", 1.0))
     transposed = not op.attrs.get("transB", 0)
     outs = weight.shape[1 if transposed else 0]
@@ -118,13 +118,22 @@ def batch_norm(op: Op) -> Node | str:
     )
     node.attrs["rank"] = op.rank()
     node = op.with_params(node, weight=1, bias=2, mean=3, var=4)
-    if len(node.params) < 4:
-        node.watched = "its statistics or its weight and bias are computed in the graph"
-    elif not op.attrs.get("spatial", 1):
-        node.watched = "it has one statistic per element (spatial = 0), not per channel"
-    elif any(op.used(port) for port in range(1, len(op.proto.output))):
-        node.watched = "the graph reads the statistics it computes"
+    node.pinned = _why_fixed(op)
+    if node.pinned:  # nor may it take the map of another norm
+        node.params.clear()
     return place(op, node, 3, 4, 1, 2)
+
+
+def _why_fixed(op: Op) -> str:
+    """Why a norm is no fixed map per channel, if it is none."""
+    given = next((port for port in (1, 2, 3, 4) if op.const(port) is None), None)
+    if given is not None:
+        return f"its {NORM_INPUTS[given]} {op.origin_of(given)}"
+    if not op.attrs.get("spatial", 1):
+        return "it has one statistic per element (spatial = 0), not per channel"
+    if any(op.used(port) for port in range(1, len(op.proto.output))):
+        return "the graph reads the statistics it computes"
+    return ""
 
 
 def _trains(op: Op) -> bool:

@@ -194,6 +194,11 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return np.asarray(np.trunc(a / b) if whole else np.divide(a, b))
 
 
+def _mod(args: Args) -> list[Tensor]:
+    """The divisor's sign, or with `fmod` the dividend's."""
+    return _arithmetic(np.fmod if args.attrs.get("fmod") else np.mod)(args)
+
+
 #: op -> its values moved to other places, some left out, some repeated; nothing computed
 LAYOUT: dict[str, Op] = {
     "Reshape": _reshaped(_reshape),
@@ -222,6 +227,7 @@ EVALUATED: dict[str, Op] = {
     "Sub": _arithmetic(np.subtract),
     "Mul": _arithmetic(np.multiply),
     "Div": _arithmetic(_divide),
+    "Mod": _mod,
     "Neg": _arithmetic(np.negative),
     "Sqrt": _arithmetic(np.sqrt),
     "Reciprocal": _arithmetic(np.reciprocal),

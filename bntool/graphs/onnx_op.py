@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,8 @@ class Op:
     nodes: dict[str, Node]
     reads: dict[str, int]
     prefix: str = ""
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    """What is known of values that look like constants and are none."""
     extra: list[Node] = field(default_factory=list)
     """Neutral nodes made on the way, to stand in front of the one that is returned."""
     merged: list[Node] = field(default_factory=list)
@@ -100,6 +102,10 @@ class Op:
     def list(self, attribute: str, port: int) -> list[Any] | None:
         """A list that is an attribute in old opsets and a constant input in new ones; None when neither."""
         return list(self.attrs[attribute]) if attribute in self.attrs else list_of(self.const(port))
+
+    def origin_of(self, port: int) -> str:
+        """Where the value at a port comes from that is no constant, as the end of a sentence."""
+        return self.unknown.get(self.name(port), "is computed in the graph")
 
     def given(self, port: int) -> bool:
         return bool(self.name(port))

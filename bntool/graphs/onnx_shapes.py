@@ -30,6 +30,8 @@ class Types:
 
     values: dict[str, Typed] = field(default_factory=dict)
     graph: GraphProto | None = None
+    static: bool = False
+    """Whether every size is the model's own and none stands for an open one: then a Shape is a constant."""
 
     def of(self, name: str) -> Typed:
         return self.values.get(name, Typed())
@@ -137,9 +139,20 @@ def _complete(value: ValueInfoProto) -> bool:
     return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
 
 
-def types_of(graph: GraphProto) -> Types:
+def unsized(graph: GraphProto) -> int:
+    """How many of the values that nodes make have sizes that inference has not found."""
+    known = {value.name for value in (*graph.value_info, *graph.output) if _complete(value)}
+    return sum(name not in known for node in graph.node for name in node.output if name)
+
+
+def is_static(model: ModelProto) -> bool:
+    """Whether the sizes of all inputs are fixed."""
+    return all(_complete(value) for value in model.graph.input)
+
+
+def types_of(graph: GraphProto, *, static: bool = False) -> Types:
     """The types of a graph's own values after `infer`."""
-    types = Types(graph=graph)
+    types = Types(graph=graph, static=static)
     for value in (*graph.value_info, *graph.input, *graph.output):
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_value for dim in tensor.shape.dim) if _complete(value) else None

@@ -194,3 +194,17 @@ def test_the_oracle_sees_a_weight_that_is_one_per_cent_off() -> None:
     folded = fold(program).model
     folded.state_dict["conv.weight"].data.mul_(1.01)
     assert error(program, folded, X) > 1e-3
+
+
+class Deep(nn.Module):
+    """A product far behind the input, in a graph that has no modules to stop at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(1500):
+            x = x * 1.001
+        return x @ x.transpose(-1, -2)
+
+
+def test_a_deep_program_is_read_without_recursion() -> None:
+    program = torch.export.export(Deep(), (torch.randn(2, 3),))
+    assert not fold(program, verify=False).report.found

@@ -247,37 +247,6 @@ def test_statistics_per_element_stay_with_a_reason() -> None:
     assert "spatial = 0" in reasons(fold_model(made, verify=False).report)[0]
 
 
-def test_constants_as_nodes_chains_and_initialisers() -> None:
-    """What exporters write for a bias of zeros: CastLike, Shape and Expand around a constant."""
-    w = weight(4, 3, 1, 1)
-    nodes = [
-        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w)),
-        helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array(0.5, np.float32))),
-        helper.make_node("Constant", [], ["neg"], value_ints=[-1]),
-        node("CastLike", "zero x", "cast"),
-        node("Shape", "w", "n", start=0, end=1),
-        node("Expand", "cast n", "b"),
-        node("Conv", "x w b", "y"),
-        node("Sqrt", "half", "gamma"),
-        node("Reshape", "rawmean neg", "mean"),
-        helper.make_node("BatchNormalization", ["y", "gamma", "bn.bias", "mean", "bn.running_var"], ["z"]),
-    ]
-    bn = norm_weights(4)
-    weights = {"half": np.abs(weight(4)), "rawmean": weight(2, 2), "bn.bias": bn["bn.bias"]}
-    weights["bn.running_var"] = bn["bn.running_var"]
-    proto, report = folded(model(nodes, {"x": [N, 3, 4, 4]}, ["z"], weights))
-    assert len(report.folded) == 1
-    assert [n.op_type for n in proto.graph.node] == ["Conv"]
-    assert len(proto.graph.initializer) == 2
-
-
-def test_a_computed_weight_is_no_constant() -> None:
-    nodes = [node("Mul", "w s", "v"), node("Conv", "x v", "y"), norm("y", "z")]
-    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
-    _, report = folded(model(nodes, {"x": [N, 3, 4, 4], "s": [4, 3, 1, 1]}, ["z"], weights))
-    assert "its weight is computed" in reasons(report)[0]
-
-
 def test_shared_initialisers_get_a_tensor_per_use() -> None:
     """One weight, two norms that differ, and a reader that wants it as it is."""
     nodes = [
@@ -419,14 +388,6 @@ def test_the_old_format_lists_initialisers_as_inputs() -> None:
     made = model(nodes, {"x": [N, 3, 4, 4]}, ["z"], weights, opset=9, ir_version=3, dtype="float32")
     proto, _ = by_runtime(made)
     assert {v.name for v in proto.graph.input} == {"x", *(t.name for t in proto.graph.initializer)}
-
-
-def test_what_the_caller_may_override_is_no_constant() -> None:
-    nodes = [node("Conv", "x w", "y"), norm("y", "z")]
-    made = model(nodes, {"x": [N, 3, 4, 4]}, ["z"], {"w": weight(4, 3, 1, 1), **norm_weights(4)})
-    made.graph.input.append(helper.make_tensor_value_info("w", 11, [4, 3, 1, 1]))
-    report = fold_model(made, verify=False).report
-    assert "its weight is computed" in reasons(report)[0]
 
 
 def test_metadata_and_notes_survive() -> None:
