@@ -83,7 +83,7 @@ def output_error(baseline: Examination, other: Examination, declared: str) -> Ou
         return None
     dtypes = [declared, *(str(e.facts.get("dtype", "")) for e in (baseline, other))]
     layers = max(int(e.facts.get("layers", 1)) for e in (baseline, other))
-    return compare_outputs(baseline.outputs, other.outputs, allowed_error(dtypes, layers))
+    return compare_outputs(baseline.answer, other.answer, allowed_error(dtypes, layers))
 
 
 def without_waiting(found: Measurement, index: int) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bntool.bench.equality import Answer
 from bntool.bench.plan import Case, Effort
 from bntool.bench.protocol import Candidate, Conditions, Side
 from bntool.bench.remote import CandidateError, Remote, WorkerDied
@@ -40,7 +40,7 @@ class Examination:
     facts: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    outputs: tuple[NDArray[Any], ...] = ()
+    answer: Answer = field(default_factory=Answer)
     items: int | None = None
     failure: str = ""
     failure_code: int | None = None
@@ -113,11 +113,15 @@ def look(
 ) -> Examination:
     cold = cold | worker.ask("open", candidate=index)
     memory = worker.ask("peak", candidate=index)
-    path = own / "outputs.npz"
-    worker.ask("outputs", candidate=index, path=str(path))
-    with np.load(path) as saved:
-        outputs = tuple(saved[str(i)] for i in range(len(saved.files)))
+    answer = answer_of(worker, index, own / "outputs.npz")
     facts = worker.ask("facts", candidate=index)
     profile = worker.ask("profile", candidate=index)["seconds"] if effort.profile else {}
     items = worker.ask("save_inputs", candidate=index, path=str(own / INPUTS))["items"]
-    return Examination(candidate, cold, memory, facts, profile, worker.ask("versions"), outputs, items)
+    return Examination(candidate, cold, memory, facts, profile, worker.ask("versions"), answer, items)
+
+
+def answer_of(worker: Remote, index: int, path: Path) -> Answer:
+    said = worker.ask("outputs", candidate=index, path=str(path))
+    with np.load(path) as saved:
+        arrays = tuple(saved[str(i)] for i in range(len(saved.files)))
+    return Answer(tuple(said["names"]), arrays, said["why"], said["repeats"])

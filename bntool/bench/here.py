@@ -24,7 +24,7 @@ class Here:
         self.threads = _threads()
         self.worker = Worker(self.marker.fileno())
         raw = {str(i): c.to_dict() for i, c in candidates.items()}
-        self.worker.hello(raw, conditions.to_dict(), "", [])
+        self.worker.hello(raw, conditions.to_dict(), "", "", [])
         for index, candidate in candidates.items():
             if candidate.live:
                 model = own_copy(models[candidate.live])

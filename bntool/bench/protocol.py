@@ -67,10 +67,13 @@ class Conditions:
 class Side:
     """Where a candidate's code lives: which Python runs it, in which directory. One process cannot be two
     sides.
+
+    `home` is the working tree that `root` is another revision of.
     """
 
     python: str = ""
     root: str = ""
+    home: str = ""
     label: str = ""
 
 

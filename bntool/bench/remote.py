@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,11 +74,11 @@ class Process:
         timeout_s: float = 600.0,
     ) -> None:
         self.timeout_s = timeout_s
+        self.busy = False
         self.folder = tempfile.TemporaryDirectory(prefix="bntool-worker-")
         self.marker = Path(self.folder.name, "running")
         self.marker.write_bytes(b"")
         self.errors = open(Path(self.folder.name, "stderr"), "w+b")  # noqa: SIM115  # lives as long as the process
-        started = time.perf_counter()
         self.process = subprocess.Popen(
             [side.python or sys.executable, "-P", "-m", "bntool.bench.worker", str(self.marker)],
             stdin=subprocess.PIPE,
@@ -87,16 +86,17 @@ class Process:
             stderr=self.errors,
             env=environment(allocator, conditions.threads, side) | self.path(side),
         )
+        try:
+            self.greet(side, candidates, conditions)
+        except BaseException:
+            self.close()
+            raise
+
+    def greet(self, side: Side, candidates: Mapping[int, Candidate], conditions: Conditions) -> None:
         raw = {str(i): c.to_dict() for i, c in candidates.items()}
-        live = any(c.live for c in candidates.values())
-        self.greeting = self.ask(
-            "hello",
-            candidates=raw,
-            conditions=conditions.to_dict(),
-            root=side.root,
-            path=importable() if live else [],
-        )
-        self.start_s = time.perf_counter() - started
+        path = importable() if any(c.live for c in candidates.values()) else []
+        where = {"root": side.root, "home": side.home, "path": path}
+        self.ask("hello", candidates=raw, conditions=conditions.to_dict(), **where)
 
     def path(self, side: Side) -> dict[str, str]:
         """How the worker finds bntool itself, and nothing else of this environment."""
@@ -110,12 +110,14 @@ class Process:
     def ask(self, op: str, **args: Any) -> dict[str, Any]:
         """Send one command and wait for its answer. Raises: CandidateError, WorkerDied."""
         assert self.process.stdin is not None
+        self.busy = True
         try:
             self.process.stdin.write(json.dumps({"op": op, "args": args}).encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
             raise self.death() from None
         reply = json.loads(self.line(op))
+        self.busy = False
         if "ok" in reply:
             return dict(reply["ok"])
         raise CandidateError(reply["error"], reply.get("code"), reply.get("candidate"))
@@ -145,7 +147,9 @@ class Process:
         return f": {lines[-1]}" if lines else ""
 
     def close(self) -> None:
-        """End the process and leave nothing behind."""
+        """End the process and leave nothing behind: one that is still at work is not waited for."""
+        if self.busy:
+            self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 try:

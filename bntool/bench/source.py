@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +14,8 @@ from bntool.bench.protocol import Candidate, Conditions
 from bntool.errors import LoadError, RunError, UsageError
 from bntool.sources import Loaded, open_model
 from bntool.sources.inputs import as_call
+from bntool.sources.origin import installed
+from bntool.sources.refs import PythonRef, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +28,8 @@ class Source:
     seed.
     """
 
-    def __init__(self, candidate: Candidate, conditions: Conditions, root: str = "") -> None:
-        self.candidate, self.root = candidate, root
+    def __init__(self, candidate: Candidate, conditions: Conditions, root: str = "", home: str = "") -> None:
+        self.candidate, self.root, self.home = candidate, root, home
         # the reference workload is the same everywhere: whatever is asked of the others
         self.conditions = Conditions(threads=conditions.threads) if candidate.reference else conditions
 
@@ -40,12 +43,15 @@ class Source:
             module = received(self.candidate.live, self.candidate.name)
             return Loaded(self.candidate.ref, "python", module)
         with inside(self.root):
-            return open_model(
+            loaded = open_model(
                 self.candidate.ref,
                 trust=self.candidate.trust,
                 weights=self.candidate.weights,
                 inputs=list(self.conditions.specs) or None,
             )
+        if self.home and not self.candidate.reference:
+            check_origin(self.candidate.ref, Path(self.root), Path(self.home))
+        return loaded
 
     @property
     def onnx_file(self) -> Path | None:
@@ -124,7 +130,7 @@ def received(path: str, name: str) -> Any:
     import torch
 
     try:
-        return torch.load(path, weights_only=False)
+        return torch.load(path, weights_only=False).eval()
     except Exception as problem:
         what = f"it cannot be sent to a worker process ({type(problem).__name__}: {problem})"
         raise LoadError(
@@ -148,6 +154,30 @@ def _map(value: Any, change: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_map(part, change) for part in value)
     return change(value) if hasattr(value, "shape") else value
+
+
+def check_origin(ref: str, root: Path, home: Path) -> None:
+    """Whether a model of another revision was made by that revision's code.
+
+    Raises: LoadError when it came from the working tree or from an installed copy: both sides would be the
+    same code, and no change would ever be found.
+    """
+    named = parse(ref)
+    files = {n: Path(f) for n, m in list(sys.modules.items()) if (f := getattr(m, "__file__", None))}
+    own = files.get(named.place) if isinstance(named, PythonRef) and not named.is_file else None
+    if own is not None and home not in own.parents and root not in own.parents:
+        what = f"it was imported from {own}, which no revision changes"
+        raise LoadError(what, where=ref, next="Leave --against out, or name a file of the repository.")
+    leaked = [n for n, f in files.items() if home in f.parents and not installed(f) and not is_own(n)]
+    if leaked:
+        what = f"{leaked[0]} was imported from the working tree ({files[leaked[0]]}), not from the revision"
+        advice = "Run it in the folder that has to be importable, without PYTHONPATH."
+        raise LoadError(what, where=ref, next=advice)
+
+
+def is_own(module: str) -> bool:
+    """This program's modules are the same on both sides, even where it measures itself."""
+    return module.partition(".")[0] in ("bntool", "__main__")
 
 
 @contextmanager

@@ -8,11 +8,13 @@ MARKER, so that whoever started the process knows whom to blame if it dies.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import math
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -27,7 +29,10 @@ from bntool.bench.runtimes import runtime
 from bntool.bench.runtimes.base import Session
 from bntool.bench.sampling import in_time, warm_up
 from bntool.bench.source import Source
-from bntool.errors import BntoolError
+from bntool.errors import BntoolError, RunError
+
+#: from <sys/prctl.h>
+PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -40,7 +45,7 @@ class Worker:
         self.sessions: dict[int, Session] = {}
 
     def hello(
-        self, candidates: dict[str, Any], conditions: dict[str, Any], root: str, path: list[str]
+        self, candidates: dict[str, Any], conditions: dict[str, Any], root: str, home: str, path: list[str]
     ) -> dict[str, Any]:
         """Get to know the case; loads nothing. `path` is where the classes of live modules may be found."""
         sys.path += [folder for folder in path if folder not in sys.path]
@@ -48,7 +53,8 @@ class Worker:
             if os.path.isdir(folder):
                 sys.path.insert(0, folder)
         shared = Conditions.from_dict(conditions)
-        self.sources = {int(i): Source(Candidate.from_dict(c), shared, root) for i, c in candidates.items()}
+        chosen = {int(i): Candidate.from_dict(c) for i, c in candidates.items()}
+        self.sources = {i: Source(c, shared, root, home) for i, c in chosen.items()}
         return {"pid": os.getpid(), "python": platform.python_version()}
 
     def versions(self) -> dict[str, Any]:
@@ -86,6 +92,7 @@ class Worker:
         opened = time.perf_counter()
         session.activate()
         session.run()
+        session.clock.ready()
         self.sessions[candidate] = session
         return {"load_s": opened - start, "first_s": time.perf_counter() - opened}
 
@@ -141,21 +148,33 @@ class Worker:
         bytes.
         """
         self.mark(candidate)
+        device = self.sources[candidate].conditions.device
         so_far = status("VmHWM")
         forget_peak()
         held = status("VmRSS")
         self.sessions[candidate].run()
         rise = status("VmHWM") - held if held is not None and status("VmHWM") is not None else None
-        return {"peak_rss_bytes": so_far, "forward_bytes": rise, **device_peak()}
+        return {"peak_rss_bytes": so_far, "forward_bytes": rise, **device_peak(device)}
 
     def outputs(self, candidate: int, path: str) -> dict[str, Any]:
-        """Save one forward's outputs as an .npz of arrays 0, 1, ..."""
+        """Save one forward's outputs as an .npz of arrays 0, 1, ..., and say whether a second one gives the
+        same.
+
+        A model that draws random numbers draws the same ones in every candidate's first forward.
+        """
         import numpy as np
 
         self.mark(candidate)
-        found = self.sessions[candidate].outputs()
-        np.savez(path, **{str(i): a for i, a in enumerate(found)})  # type: ignore[arg-type]
-        return {"count": len(found)}
+        session, why = self.sessions[candidate], ""
+        found, again = [], []
+        seed(self.sources[candidate].conditions.seed)
+        try:
+            found, again = session.outputs(), session.outputs()
+        except RunError as problem:
+            why = problem.what
+        np.savez(path, **{str(i): a for i, (_, a) in enumerate(found)})  # type: ignore[arg-type]
+        repeats = [a.tobytes() for _, a in found] == [a.tobytes() for _, a in again]
+        return {"names": [name for name, _ in found], "why": why, "repeats": repeats}
 
     def facts(self, candidate: int) -> dict[str, Any]:
         self.mark(candidate)
@@ -168,6 +187,12 @@ class Worker:
     def mark(self, candidate: int) -> None:
         self.running = candidate
         os.pwrite(self.marker, b"%8d" % candidate, 0)
+
+
+def seed(number: int) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(number)
 
 
 def status(field: str) -> Any:
@@ -184,11 +209,11 @@ def forget_peak() -> None:
         file.write("5")
 
 
-def device_peak() -> dict[str, Any]:
+def device_peak(device: str) -> dict[str, Any]:
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if torch is None or not device.startswith("cuda"):
         return {}
-    return {"peak_device_bytes": int(torch.cuda.max_memory_allocated())}
+    return {"peak_device_bytes": int(torch.cuda.max_memory_allocated(device))}
 
 
 COMMANDS = tuple(n for n, v in vars(Worker).items() if callable(v) and n not in ("__init__", "one", "mark"))
@@ -219,6 +244,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     die_first()
+    die_with_parent()
     serve(sys.stdin, answers, os.open(sys.argv[1], os.O_RDWR))
 
 
@@ -226,6 +252,12 @@ def die_first() -> None:
     """When memory runs out, the kernel should take this process and not the one that reports."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+
+
+def die_with_parent() -> None:
+    """A model that hangs must not outlive whoever started it, however that ended. (Linux only.)"""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bntool.bench.equality import allowed_error, compare_outputs
+from bntool.bench.equality import Answer, allowed_error, compare_outputs
 from bntool.bench.onnx_facts import onnx_facts
 from bntool.bench.protocol import Candidate, Conditions
 from bntool.bench.runtimes import BUILTIN, runtime
@@ -39,6 +39,11 @@ def opened(name: str, folder: Path, conditions: Conditions | None = None, **opti
     return session
 
 
+def answer(session: Session) -> Answer:
+    names, arrays = zip(*session.outputs(), strict=True)
+    return Answer(names, arrays)
+
+
 def named() -> list[object]:
     marks = {n: [pytest.mark.slow] for n in SLOW}
     missing = find_spec("openvino") is None
@@ -49,9 +54,8 @@ def named() -> list[object]:
 @pytest.mark.parametrize("name", named())
 def test_a_runtime_gives_the_eager_outputs_and_can_be_timed(name: str, tmp_path: Path) -> None:
     session = opened(name, tmp_path, threads=1)
-    expected = opened("eager", tmp_path).outputs()
-    found = session.outputs()
-    assert [o.shape for o in found] == [o.shape for o in expected]
+    expected, found = answer(opened("eager", tmp_path)), answer(session)
+    assert [o.shape for o in found.arrays] == [o.shape for o in expected.arrays]
     assert compare_outputs(expected, found, allowed_error(["float32"], layers=2)).equal
     session.run()
     assert 1e-6 < session.clock.time(session.run, 3) < 1.0
@@ -69,7 +73,7 @@ def test_conditions_reach_the_model_and_its_inputs(tmp_path: Path) -> None:
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    assert session.outputs()[0].shape == (5, 4)
+    assert answer(session).arrays[0].shape == (5, 4)
     assert session.facts()["dtype"] == "bfloat16"
 
 
@@ -82,8 +86,7 @@ def test_training_does_all_three_and_leaves_the_weights(tmp_path: Path) -> None:
     assert module.conv.weight.grad is not None
     assert torch.equal(module.conv.weight, before)
     assert not torch.equal(module.norm.running_mean, buffers)
-    outputs = session.outputs()[0]
-    assert np.array_equal(outputs, session.outputs()[0])
+    assert np.array_equal(answer(session).arrays[0], answer(session).arrays[0])
     assert module.training
 
 
@@ -105,7 +108,7 @@ def test_an_onnx_file_runs_as_it_is_and_not_under_eager(tmp_path: Path) -> None:
     conditions = Conditions(inputs=str(given))
     file = Source(Candidate("f", str(path), "onnx", artefact=str(path)), conditions)
     assert runtime("onnx").build(file, tmp_path) == path
-    assert runtime("onnx").open(file).outputs()[0].shape == (2, 4)
+    assert answer(runtime("onnx").open(file)).arrays[0].shape == (2, 4)
     with pytest.raises(UsageError, match="@onnx"):
         Source(Candidate("f", str(path), "eager"), conditions).module()
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from bntool.bench.runtimes.base import Session
+from bntool.bench.runtimes.base import Runtime, Session
 from bntool.bench.source import Source
 
 
-class AotInductor:
+class AotInductor(Runtime):
     name = "aoti"
-    summary = "AOTInductor package (.pt2)"
     options: ClassVar[dict[str, str]] = {"threads": "intra-op threads"}
-    needs: tuple[str, ...] = ("torch",)
-    trains = False
+    devices = ("cpu", "cuda")
     builds = True
 
     def build(self, source: Source, folder: Path) -> Path:

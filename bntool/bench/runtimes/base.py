@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bntool.bench.clock import Clock
 from bntool.bench.source import Source
+from bntool.sources.running import Outputs
 
 
 class Session(Protocol):
@@ -25,8 +23,10 @@ class Session(Protocol):
     def run(self) -> object:
         """One unit of work: a forward, or in train mode a forward, a backward and a step."""
 
-    def outputs(self) -> list[NDArray[Any]]:
-        """One forward's outputs, flattened to a list of arrays."""
+    def outputs(self) -> Outputs:
+        """One forward's outputs in eval mode, flattened to named arrays. Raises: RunError where there are
+        none.
+        """
 
     def facts(self) -> dict[str, Any]:
         """The deterministic figures, or none where this runtime hides them."""
@@ -35,37 +35,30 @@ class Session(Protocol):
         """Seconds per operator type in one call, or none where this runtime cannot say."""
 
 
-class Runtime(Protocol):
-    """`options` maps the option names that `model@runtime(option=value)` may use to what they mean."""
+class Runtime:
+    """One way to run a model. `options` maps the names that `model@runtime(option=value)` may use to what
+    they mean.
+    """
 
-    name: str
-    summary: str
+    name: ClassVar[str]
     options: ClassVar[dict[str, str]]
-    needs: tuple[str, ...]
+    needs: ClassVar[tuple[str, ...]] = ("torch",)
     """Packages that must be importable."""
-    trains: bool
-    builds: bool
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    trains: ClassVar[bool] = False
+    builds: ClassVar[bool] = False
     """Whether it wants a file made once, before the workers that time it start."""
 
     def build(self, source: Source, folder: Path) -> Path:
         """Make the file that every worker will open."""
+        raise AssertionError(f"{self.name} has nothing to build")
 
-    def open(self, source: Source) -> Session: ...
-
-
-def arrays_of(outputs: Any) -> list[NDArray[Any]]:
-    """Outputs of any nesting as arrays; half precision widened, since NumPy has no bfloat16."""
-    import torch
-    from torch.utils import _pytree
-
-    leaves = [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor | np.ndarray)]
-    return [_array(leaf) for leaf in leaves]
+    def open(self, source: Source) -> Session:
+        raise NotImplementedError
 
 
-def _array(leaf: Any) -> NDArray[Any]:
-    if isinstance(leaf, np.ndarray):
-        return leaf
-    leaf = leaf.detach().cpu()
-    return np.asarray(
-        (leaf.float() if leaf.is_floating_point() and leaf.element_size() < 4 else leaf).numpy()
-    )
+class StaticThreads:
+    """Of sessions whose thread count was settled when they were made."""
+
+    def activate(self) -> None:
+        return None

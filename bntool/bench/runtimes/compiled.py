@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
-from bntool.bench.runtimes.base import Session
+from bntool.bench.runtimes.base import Runtime, Session
 from bntool.bench.source import Source
 
 
-class Compiled:
+class Compiled(Runtime):
     name = "compile"
-    summary = "torch.compile (Inductor)"
     options: ClassVar[dict[str, str]] = {
         "threads": "intra-op threads",
         "mode": "torch.compile's mode",
         "fullgraph": "refuse graph breaks",
     }
-    needs: tuple[str, ...] = ("torch",)
+    devices = ("cpu", "cuda", "mps")
     trains = True
-    builds = False
-
-    def build(self, source: Source, folder: Path) -> Path:
-        raise AssertionError("nothing to build")
 
     def open(self, source: Source) -> Session:
         import torch

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from bntool.bench.runtimes.base import Session
+from bntool.bench.runtimes.base import Runtime, Session
 from bntool.bench.source import Source
 from bntool.errors import UsageError
 
@@ -14,19 +13,14 @@ if TYPE_CHECKING:
     from bntool.bench.runtimes.torch_session import TorchSession
 
 
-class Eager:
+class Eager(Runtime):
     name = "eager"
-    summary = "PyTorch, operator by operator"
     options: ClassVar[dict[str, str]] = {
         "threads": "intra-op threads",
         "graph": "CUDA only: capture once, replay",
     }
-    needs: tuple[str, ...] = ("torch",)
+    devices = ("cpu", "cuda", "mps")
     trains = True
-    builds = False
-
-    def build(self, source: Source, folder: Path) -> Path:
-        raise AssertionError("nothing to build")
 
     def open(self, source: Source) -> Session:
         from bntool.bench.runtimes.torch_session import TorchSession
@@ -47,13 +41,14 @@ def captured(session: TorchSession) -> Callable[[], object]:
 
     if not session.device.startswith("cuda"):
         raise UsageError("graph=True needs a CUDA device", next="Add --device cuda, or leave it out.")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+    with torch.cuda.device(session.device):  # streams are made on the current device
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                session.run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
             session.run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        session.run()
     return graph.replay

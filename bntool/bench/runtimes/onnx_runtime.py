@@ -8,13 +8,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bntool.bench.clock import Clock, WallClock
 from bntool.bench.onnx_facts import onnx_facts
-from bntool.bench.runtimes.base import Session, arrays_of
+from bntool.bench.runtimes.base import Runtime, Session, StaticThreads
 from bntool.bench.source import Source
-from bntool.errors import UsageError
+from bntool.errors import RunError, UsageError
+from bntool.sources.onnx_run import output_names
+from bntool.sources.running import Outputs, feeds
 
 LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 
@@ -31,15 +34,14 @@ def onnx_of(source: Source, folder: Path) -> Path:
     return path
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     name = "onnx"
-    summary = "ONNX Runtime"
     options: ClassVar[dict[str, str]] = {
         "threads": "intra-op threads",
         "level": "graph optimisation: none, basic, all",
     }
-    needs: tuple[str, ...] = ("onnxruntime",)
-    trains = False
+    needs = ("onnxruntime",)
+    devices = ("cpu", "cuda")
     builds = True
 
     def build(self, source: Source, folder: Path) -> Path:
@@ -49,7 +51,7 @@ class OnnxRuntime:
         return OrtSession(source)
 
 
-class OrtSession:
+class OrtSession(StaticThreads):
     """`InferenceSession.run` on arrays in host memory. On CUDA that includes both transfers."""
 
     def __init__(self, source: Source) -> None:
@@ -69,16 +71,18 @@ class OrtSession:
             "CUDAExecutionProvider" if source.conditions.device != "cpu" else "CPUExecutionProvider"
         )
         self.session = ort.InferenceSession(str(self.path), self.settings, providers=[self.provider])
+        if self.provider not in self.session.get_providers():
+            # it falls back to the CPU with a warning, and every figure would be another device's
+            advice = "Install onnxruntime-gpu, or leave --device out."
+            raise RunError(f"this ONNX Runtime has no {self.provider}", where="@onnx", next=advice)
         self.feed = feed(source, [i.name for i in self.session.get_inputs()])
-
-    def activate(self) -> None:
-        return None
 
     def run(self) -> object:
         return self.session.run(None, self.feed)
 
-    def outputs(self) -> list[NDArray[Any]]:
-        return arrays_of(list(self.session.run(None, self.feed)))
+    def outputs(self) -> Outputs:
+        found = self.session.run(None, self.feed)
+        return list(zip(output_names(self.session), map(np.asarray, found), strict=True))
 
     def facts(self) -> dict[str, Any]:
         return onnx_facts(self.path)
@@ -108,13 +112,10 @@ def level_of(name: str) -> str:
 
 
 def feed(source: Source, names: list[str]) -> dict[str, NDArray[Any]]:
-    """The shared inputs under the file's input names: by name where they have one, else in order."""
+    """The shared inputs under the file's input names. Raises: UsageError when they do not fit it."""
     args, kwargs = source.call
-    given = dict(zip(names, arrays_of(list(args)), strict=False))
-    given |= {n: arrays_of([v])[0] for n, v in kwargs.items() if n in names}
-    if set(given) != set(names):
-        wanted = ", ".join(names)
-        raise UsageError(
-            "the inputs do not fit the ONNX file", where=source.candidate.name, next=f"It takes {wanted}."
-        )
-    return given
+    try:
+        return feeds(kwargs or args, names)
+    except UsageError as problem:
+        problem.where = source.candidate.name
+        raise

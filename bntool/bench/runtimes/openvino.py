@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from numpy.typing import NDArray
-
 from bntool.bench.clock import Clock, WallClock
 from bntool.bench.onnx_facts import onnx_facts
-from bntool.bench.runtimes.base import Session
+from bntool.bench.runtimes.base import Runtime, Session, StaticThreads
 from bntool.bench.runtimes.onnx_runtime import feed, onnx_of
 from bntool.bench.source import Source
+from bntool.sources.running import Outputs
 
 
-class OpenVino:
+class OpenVino(Runtime):
     name = "openvino"
-    summary = "OpenVINO, latency hint"
     options: ClassVar[dict[str, str]] = {"threads": "inference threads"}
-    needs: tuple[str, ...] = ("openvino",)
-    trains = False
+    needs = ("openvino",)
     builds = True
 
     def build(self, source: Source, folder: Path) -> Path:
@@ -29,7 +26,7 @@ class OpenVino:
         return OpenVinoSession(source)
 
 
-class OpenVinoSession:
+class OpenVinoSession(StaticThreads):
     """One synchronous request on arrays in host memory."""
 
     def __init__(self, source: Source) -> None:
@@ -47,15 +44,14 @@ class OpenVinoSession:
         compiled = ov.Core().compile_model(self.path, "CPU", settings)
         self.request = compiled.create_infer_request()
         self.feed = feed(source, [i.get_any_name() for i in compiled.inputs])
-
-    def activate(self) -> None:
-        return None
+        self.names = [o.get_any_name() if o.names else str(k) for k, o in enumerate(compiled.outputs)]
 
     def run(self) -> object:
         return self.request.infer(self.feed, share_inputs=True)
 
-    def outputs(self) -> list[NDArray[Any]]:
-        return [value.copy() for value in self.request.infer(self.feed).values()]
+    def outputs(self) -> Outputs:
+        found = self.request.infer(self.feed).values()
+        return [(name, value.copy()) for name, value in zip(self.names, found, strict=True)]
 
     def facts(self) -> dict[str, Any]:
         return onnx_facts(self.path)

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from bntool.bench.clock import Clock, clock_for
-from bntool.bench.runtimes.base import arrays_of
 from bntool.bench.source import Source
 from bntool.bench.torch_facts import torch_facts
+from bntool.sources.outputs import named_arrays
+from bntool.sources.running import Outputs
+
+#: what torch chose by itself, before any session set it
+OWN_THREADS = torch.get_num_threads()
 
 
 class TorchSession:
@@ -30,7 +33,7 @@ class TorchSession:
         conditions = source.conditions
         self.module, self.plain = module, plain
         self.args, self.kwargs = source.call
-        self.threads = int(source.candidate.options.get("threads", conditions.threads))
+        self.threads = int(source.candidate.options.get("threads", conditions.threads)) or OWN_THREADS
         self.device = conditions.device
         self.clock: Clock = clock_for(conditions.device, flush_l2=conditions.flush_l2)
         self.run: Callable[[], object] = self.infer
@@ -39,16 +42,16 @@ class TorchSession:
             self.run = training_step(module, self.args, self.kwargs)
 
     def activate(self) -> None:
-        if self.threads and torch.get_num_threads() != self.threads:
+        if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
     def infer(self) -> object:
         with torch.inference_mode():
             return self.module(*self.args, **self.kwargs)
 
-    def outputs(self) -> list[NDArray[Any]]:
+    def outputs(self) -> Outputs:
         with in_eval(self.module), torch.no_grad():
-            return arrays_of(self.module(*self.args, **self.kwargs))
+            return list(named_arrays(self.module(*self.args, **self.kwargs)))
 
     def facts(self) -> dict[str, Any]:
         """Counted on the calls made, or where those are hidden on the module before it was compiled."""
@@ -61,17 +64,32 @@ class TorchSession:
     def profile(self) -> dict[str, float]:
         from torch.profiler import ProfilerActivity, profile
 
-        calls = 10
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self.device.startswith("cuda")
-        with profile(activities=activities) as seen:
+        calls, cuda = 10, self.device.startswith("cuda")
+        if self.device == "mps":
+            return {}  # the profiler sees what launches kernels there, not the kernels
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as seen:
             for _ in range(calls):
                 self.run()
-        spent: Counter[str] = Counter()
-        for event in seen.key_averages():
-            spent[event.key.removeprefix("aten::")] += (
-                event.self_cpu_time_total + getattr(event, "self_device_time_total", 0)
-            ) / (1e6 * calls)
-        return dict(spent.most_common())
+            self.clock.ready()
+        return spent_in(seen.key_averages(), calls, cuda)
+
+
+def spent_in(events: Any, calls: int, cuda: bool) -> dict[str, float]:
+    """Seconds per operator and call, most first.
+
+    On CUDA the time of the kernels that an operator launched: the profiler also lists every kernel by itself,
+    which would count it twice, and the time to launch one runs beside the kernels. Where operators launch
+    none (a graph is replayed), the kernels themselves.
+    Units: the profiler's are microseconds.
+    """
+    operators = [e for e in events if e.device_type.name == "CPU"]
+    us = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in operators]
+    if not any(time for _, time in us):
+        us = [(e.key, e.self_device_time_total) for e in events]
+    spent: Counter[str] = Counter()
+    for key, time in us:
+        spent[key.removeprefix("aten::")] += time / (1e6 * calls)
+    return {key: seconds for key, seconds in spent.most_common() if seconds > 0}
 
 
 class in_eval:  # reads as a phrase in a with statement
