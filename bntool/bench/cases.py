@@ -11,6 +11,7 @@ from bntool.bench.plan import Case, Gate
 from bntool.bench.protocol import Candidate, Conditions, Side
 from bntool.bench.remote import check_python
 from bntool.bench.revision import portable
+from bntool.bench.runtimes import runtime
 from bntool.errors import UsageError
 from bntool.sources.refs import PythonRef, parse
 
@@ -36,6 +37,10 @@ def spread_out(
     Raises: UsageError for fewer than two candidates, or conditions that make no sense.
     """
     check(conditions)
+    for candidate in [under(c, name) if name else c for c in candidates for name in (*runtimes,) or ("",)]:
+        check_runtime(candidate, conditions)
+    if any(b < 1 for b in batches):
+        raise UsageError("a batch holds at least one sample", where="--batch", next="Write 1,8,32.")
     if len(candidates) < 2:
         advice = "Name two models, or one with --against or --python."
         raise UsageError("bench compares a baseline with at least one other model", next=advice)
@@ -59,6 +64,20 @@ def check(conditions: Conditions) -> None:
     ):
         if value not in allowed:
             raise UsageError(f"unknown {what} {value!r}", next=f"Use {', '.join(filter(None, allowed))}.")
+    if conditions.flush_l2 and not conditions.device.startswith("cuda"):
+        raise UsageError("only a CUDA device can flush it", where="--flush-l2", next="Add --device cuda.")
+
+
+def check_runtime(candidate: Candidate, conditions: Conditions) -> None:
+    """Raises: UsageError for what the runtime would silently do otherwise: infer, or run on the CPU."""
+    known = runtime(candidate.runtime)
+    if conditions.mode == "train" and not known.trains:
+        raise UsageError("it only infers", where=f"@{known.name}", next="Leave --mode train out.")
+    if conditions.device.partition(":")[0] not in known.devices:
+        where = ", ".join(known.devices)
+        raise UsageError(
+            f"it does not run on {conditions.device}", where=f"@{known.name}", next=f"Use {where}."
+        )
 
 
 def two_sided(case: Case, other: Side, pythons: Sequence[str]) -> Case:
@@ -69,8 +88,10 @@ def two_sided(case: Case, other: Side, pythons: Sequence[str]) -> Case:
     for python in filter(None, (theirs, ours)):
         check_python(python)
     model = case.candidates[0]
-    there = replace(model, ref=portable(model.ref), name=f"{model.name} at {other.label or theirs}")
-    here = replace(model, ref=portable(model.ref))
+    # weights are a file of the user's here, seldom part of a revision
+    weights = str(Path(model.weights).resolve()) if model.weights else None
+    here = replace(model, ref=portable(model.ref) if other.root else model.ref, weights=weights)
+    there = replace(here, name=f"{model.name} at {other.label or theirs}")
     sides = {0: replace(other, python=theirs), 1: Side(python=ours, label="here")}
     name = model.name if case.name == PLAIN else f"{model.name}, {case.name}"
     return replace(case, name=name, candidates=(there, here), sides=sides)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bntool.bench.protocol import Side
 from bntool.errors import LoadError, UsageError
+from bntool.sources.refs import PythonRef, parse
+
+#: `git rev-parse --local-env-vars`, as far as a hook sets them
+HOOKS_OWN = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+)
 
 
 def revision_in(text: str) -> str:
@@ -22,15 +35,28 @@ def revision_in(text: str) -> str:
 
 def git(*arguments: str, folder: Path) -> str:
     """Raises: LoadError with git's own words."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise LoadError("git is not installed", where="--against", next="Install it.") from None
+    done = run_git(*arguments, folder=folder)
     if done.returncode:
         said = " ".join(done.stderr.split())[:300]
         advice = "In CI, check out with the whole history (fetch-depth: 0), or fetch that revision first."
         raise LoadError(f"git says: {said}", where=f"git {arguments[0]}", next=advice)
     return done.stdout.strip()
+
+
+def run_git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """In a session of its own, so that an interruption of this process leaves it to finish.
+
+    Inside a git hook the environment points git at that hook's index, which is not for us.
+    Raises: LoadError without git.
+    """
+    plain = {name: value for name, value in os.environ.items() if name not in HOOKS_OWN}
+    # a hook that runs at every checkout is meant for the user's own
+    command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
+    options: dict[str, Any] = {"cwd": folder, "env": plain, "start_new_session": True}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    except FileNotFoundError:
+        raise LoadError("git is not installed", where="--against", next="Install it.") from None
 
 
 @contextmanager
@@ -41,21 +67,42 @@ def side_of(revision: str, folder: Path | None = None) -> Iterator[Side]:
     Raises: LoadError.
     """
     here = (folder or Path.cwd()).resolve()
-    top = Path(git("rev-parse", "--show-toplevel", folder=here)).resolve()
+    top = toplevel(here)
     commit = git("rev-parse", "--verify", f"{revision}^{{commit}}", folder=top)
     with tempfile.TemporaryDirectory(prefix="bntool-revision-") as parent:
-        tree = Path(parent, "tree")
-        git("worktree", "add", "--detach", "--quiet", str(tree), commit, folder=top)
+        tree = Path(parent, "tree").resolve()
         try:
-            yield Side(root=str(tree / here.relative_to(top)), label=f"{revision} ({commit[:9]})")
+            git("worktree", "add", "--detach", "--quiet", str(tree), commit, folder=top)
+            root = tree / here.relative_to(top)
+            if not root.is_dir():
+                what = f"{commit[:9]} has no folder {here.relative_to(top)}"
+                raise LoadError(what, where="--against", next="Run it in a folder that exists there.")
+            yield Side(root=str(root), home=str(top), label=f"{revision} ({commit[:9]})")
         finally:
-            git("worktree", "remove", "--force", str(tree), folder=top)
+            # twice: also one that git had locked while it was being made. There may be none
+            run_git("worktree", "remove", "--force", "--force", str(tree), folder=top)
+
+
+def toplevel(folder: Path) -> Path:
+    """Raises: LoadError outside a repository."""
+    return Path(git("rev-parse", "--show-toplevel", folder=folder)).resolve()
 
 
 def portable(ref: str, folder: Path | None = None) -> str:
-    """A reference relative to `folder`, so that it means the corresponding file on another side."""
-    here = f"{(folder or Path.cwd()).resolve()}/"
-    return ref.removeprefix(here)
+    """A reference relative to `folder`, so that it means the corresponding file on another side.
+
+    Raises: UsageError for a file outside the repository, which is the same in every revision.
+    """
+    named = parse(ref)
+    place = Path(named.place if isinstance(named, PythonRef) else named.path)
+    if isinstance(named, PythonRef) and not named.is_file:
+        return ref
+    here = (folder or Path.cwd()).resolve()
+    file = (here / place).resolve()
+    if not file.is_relative_to(toplevel(here)):
+        what = f"{file} is outside the repository, so it is the same in every revision"
+        raise UsageError(what, where="--against", next="Name a file of the repository.")
+    return ref.replace(str(place), os.path.relpath(file, here), 1)
 
 
 def head(folder: Path | None = None) -> str:
