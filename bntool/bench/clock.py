@@ -14,9 +14,11 @@ Call = Callable[[], object]
 
 
 class Clock(Protocol):
-    def ready(self) -> None: ...
+    def ready(self) -> None:
+        """Wait until the device has nothing left to do. Not timed."""
 
-    def time(self, call: Call, loops: int) -> float: ...
+    def time(self, call: Call, loops: int) -> float:
+        """Seconds per call."""
 
 
 class WallClock:
@@ -33,34 +35,47 @@ class WallClock:
         return (time.perf_counter() - start) / loops
 
 
-class CudaClock:
-    """For a CUDA device: time between two events on the current stream, read after both have happened.
+#: bytes to overwrite where the driver does not say how large the cache is: more than any has
+UNKNOWN_L2 = 256 << 20
 
-    With `flush_l2`, a buffer larger than the L2 cache is overwritten before each sample, so that no call
-    finds its inputs there by luck.
+
+class CudaClock:
+    """For a CUDA device: time between events on that device's stream, read after all have happened.
+
+    With `flush_l2`, a buffer larger than the L2 cache is overwritten before each call, outside its pair of
+    events, so that no call finds its inputs there by luck (nor because the call before left them).
+    Source: PyTorch notes, CUDA semantics, "Asynchronous execution"; torch.cuda.Event.
     """
 
     def __init__(self, device: str, *, flush_l2: bool = False) -> None:
         import torch
 
-        self.torch: Any = torch
+        self.cuda: Any = torch.cuda
         self.device = torch.device(device)
-        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        size = torch.cuda.get_device_properties(self.device).L2_cache_size
-        self.scratch = torch.empty(2 * size, dtype=torch.int8, device=self.device) if flush_l2 else None
+        size = 2 * torch.cuda.get_device_properties(self.device).L2_cache_size or UNKNOWN_L2
+        self.scratch = torch.empty(size, dtype=torch.int8, device=self.device) if flush_l2 else None
 
     def ready(self) -> None:
-        if self.scratch is not None:
-            self.scratch.zero_()
-        self.torch.cuda.synchronize(self.device)
+        self.cuda.synchronize(self.device)
 
     def time(self, call: Call, loops: int) -> float:
-        self.start.record()
-        for _ in range(loops):
+        # an event belongs to the current device unless it is told a stream of another one
+        stream = self.cuda.current_stream(self.device)
+        spans = []
+        for calls in [loops] if self.scratch is None else [1] * loops:
+            if self.scratch is not None:
+                self.scratch.zero_()
+            spans.append(self.span(call, calls, stream))
+        spans[-1][1].synchronize()
+        return sum(float(start.elapsed_time(end)) for start, end in spans) / 1e3 / loops
+
+    def span(self, call: Call, calls: int, stream: Any) -> tuple[Any, Any]:
+        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        for _ in range(calls):
             call()
-        self.end.record()
-        self.end.synchronize()
-        return float(self.start.elapsed_time(self.end)) / 1e3 / loops
+        end.record(stream)
+        return start, end
 
 
 class MpsClock(WallClock):
@@ -74,11 +89,12 @@ class MpsClock(WallClock):
     def time(self, call: Call, loops: int) -> float:
         import torch
 
-        start = time.perf_counter()
-        for _ in range(loops):
-            call()
-        torch.mps.synchronize()
-        return (time.perf_counter() - start) / loops
+        def drained() -> None:
+            for _ in range(loops):
+                call()
+            torch.mps.synchronize()
+
+        return super().time(drained, 1) / loops
 
 
 def clock_for(device: str, *, flush_l2: bool = False) -> Clock:

@@ -7,13 +7,13 @@ result says so.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from bntool.bench.clock import WallClock
 from bntool.bench.sampling import balanced_orders, loops_for, rounds_for, warm_up
 from bntool.bench.statistics import Ratio, blocks, center, interval, log_ratios
 from bntool.bench.verdict import Verdict, decide, holm_levels
@@ -23,10 +23,7 @@ Clock = Callable[[Callable[[], object], int], float]
 
 def wall_clock(call: Callable[[], object], loops: int) -> float:
     """Seconds that `loops` calls took, by the wall. For work that is over when the call returns (a CPU)."""
-    start = time.perf_counter()
-    for _ in range(loops):
-        call()
-    return time.perf_counter() - start
+    return WallClock().time(call, loops) * loops
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def collect(
     names = list(calls)
     loops = {n: loops_for(single(calls[n], clock)) for n in names}
     round_s = sum(clock(calls[n], loops[n]) for n in names)
-    count = rounds or rounds_for(budget_s, round_s, most=2000)
+    count = rounds or rounds_for(budget_s, round_s, candidates=len(names), most=2000)
     times: dict[str, list[float]] = {n: [] for n in names}
     for order in balanced_orders(np.random.default_rng(seed), len(names), count):
         for index in order:

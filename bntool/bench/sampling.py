@@ -73,9 +73,9 @@ def loops_for(single_s: float, least_s: float = 0.5e-3) -> int:
     return max(1, int(np.ceil(least_s / max(single_s, 1e-9))))
 
 
-def rounds_for(budget_s: float, round_s: float, *, fewest: int = FEWEST, most: int = 400) -> int:
-    """How many rounds of length `round_s` fit into `budget_s`, even (so that two candidates balance) and
-    bounded.
-    """
-    fitting = int(budget_s / max(round_s, 1e-9))
-    return max(fewest, min(most, fitting - fitting % 2))
+def rounds_for(
+    budget_s: float, round_s: float, *, candidates: int = 2, fewest: int = FEWEST, most: int = 400
+) -> int:
+    """How many rounds of length `round_s` fit into `budget_s`, bounded, in whole balanced blocks."""
+    fitting = min(most, int(budget_s / max(round_s, 1e-9)))
+    return max(fitting - fitting % candidates, -(-fewest // candidates) * candidates)
