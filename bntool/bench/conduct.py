@@ -14,13 +14,15 @@ import numpy as np
 
 from bntool.bench.contention import Contention, Moment, between
 from bntool.bench.examine import Spawn
+from bntool.bench.gate import INCONCLUSIVE, time_gate
 from bntool.bench.plan import Case, Effort
 from bntool.bench.protocol import Sample, Side
 from bntool.bench.remote import CandidateError, Remote, WorkerDied
 from bntool.bench.sampling import balanced_orders, in_time, loops_for, rounds_for
 from bntool.bench.sequential import APART, SHARED, Look, Looks, fixed, look_at
 from bntool.bench.statistics import Array, blocks, center, log_ratios
-from bntool.bench.verdict import Verdict, decide
+from bntool.bench.verdict import decide
+from bntool.errors import RunError
 from bntool.progress import Progress
 
 #: samples a side takes in one turn when sides live in different processes
@@ -129,11 +131,11 @@ def look_all(case: Case, found: Measurement, index: int, alpha: float) -> dict[i
 def reason_to_stop(case: Case, effort: Effort, found: Measurement) -> str:
     gate, baseline = case.gate, found.baseline_s()
     ratios = [look.ratio for look in found.looks.values()]
-    verdicts = [decide(r, gate.tolerance, gate.floor_s, baseline) for r in ratios]
+    clocks = [time_gate(decide(r, gate.tolerance, gate.floor_s, baseline), r, gate) for r in ratios]
     if effort.precision is not None:
         if all(r.half_width <= effort.precision for r in ratios):
             return "every interval is as precise as asked for"
-    elif Verdict.INCONCLUSIVE not in verdicts:
+    elif INCONCLUSIVE not in clocks:
         return "every comparison is decided"
     return "the budget is spent" if found.sampling_s >= effort.budget_s else ""
 
@@ -166,10 +168,17 @@ class Crew:
         sides: dict[Side, list[int]] = {}
         for index in living:
             sides.setdefault(case.side(index), []).append(index)
-        for side, members in sides.items():
-            worker = spawn(side, {i: case.candidates[i] for i in members}, case.conditions)
-            self.workers.append(worker)
-            self.home |= dict.fromkeys(members, worker)
+        try:
+            for side, members in sides.items():
+                worker = spawn(side, {i: case.candidates[i] for i in members}, case.conditions)
+                self.workers.append(worker)
+                self.home |= dict.fromkeys(members, worker)
+        except (CandidateError, WorkerDied) as problem:
+            self.close()
+            raise RunError(f"a worker cannot be started: {problem.message}", where=case.name) from None
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, member: int, op: str, **args: object) -> dict[str, object]:
         """Ask the worker that holds candidate `member`. Raises: Blamed."""
@@ -200,7 +209,7 @@ def replicate(
             BURST + 1 if case.apart else 1
         )
         share_s = effort.budget_s / plan.most
-        orders = orders_of(rng, living, rounds_for(share_s, round_s))
+        orders = orders_of(rng, living, rounds_for(share_s, round_s, candidates=len(living)))
         before, began = Moment.now(), time.perf_counter()
         samples = (turns if case.apart else together)(crew, orders, loops, share_s)
         seconds = time.perf_counter() - began

@@ -55,22 +55,32 @@ def final(found: Measurement, index: int, level: float) -> Ratio:
     return replace(ratio, p_value=look.ratio.p_value)
 
 
-def verdict_on(t: Timed, index: int, ratio: Ratio, alpha: float) -> tuple[Verdict, str]:
-    """The verdict from the interval, then from the evidence against it; and why, where it needs a reason."""
-    gate, found = t.case.gate, t.found
-    if index in found.failures:
-        return Verdict.INCONCLUSIVE, found.failures[index]
-    verdict = decide(ratio, gate.tolerance, gate.floor_s, found.baseline_s())
-    doubt = doubted(t.case, found, index, verdict, ratio)
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict, why (where that needs a reason), and what the clock says about the gate."""
+
+    verdict: Verdict
+    why: str
+    clock: str
+
+
+def judged(case: Case, found: Measurement, index: int, ratio: Ratio, alpha: float) -> Judgement:
+    """From the interval, then from the evidence against it."""
+    doubt = found.failures.get(index, "")
+    verdict = Verdict.INCONCLUSIVE
+    if not doubt:
+        verdict = decide(ratio, case.gate.tolerance, case.gate.floor_s, found.baseline_s())
+        doubt = doubted(case, found, index, verdict, ratio)
     if doubt:
-        return Verdict.INCONCLUSIVE, doubt
-    return verdict, explanation(verdict, found, index, alpha)
+        return Judgement(Verdict.INCONCLUSIVE, doubt, INCONCLUSIVE)
+    clock = time_gate(verdict, ratio, case.gate)
+    return Judgement(verdict, explanation(verdict, found, index, alpha), clock)
 
 
 def pair(t: Timed, index: int, ratio: Ratio, alpha: float) -> PairResult:
     """Everything about one candidate against the baseline, before any confirmation."""
     gate, found = t.case.gate, t.found
-    verdict, why = verdict_on(t, index, ratio, alpha)
+    seen = judged(t.case, found, index, ratio, alpha)
     outputs = output_error(t.seen[0], t.seen[index], t.case.conditions.dtype)
     budgets = check_budgets(gate.budgets, t.seen[index].facts, outputs)
     between, within = spread(found.pairs(index)) if found.pairs(index) else (float("nan"), float("nan"))
@@ -78,18 +88,17 @@ def pair(t: Timed, index: int, ratio: Ratio, alpha: float) -> PairResult:
         case=t.case.name,
         name=t.case.candidates[index].name,
         baseline=t.case.candidates[0].name,
-        verdict=verdict,
+        verdict=seen.verdict,
         ratio=ratio,
         tolerance=gate.tolerance,
         floor_s=gate.floor_s,
         min_speedup=gate.min_speedup,
         outputs=outputs,
-        gate=overall(
-            time_gate(verdict, ratio, gate) if not found.failures.get(index) else INCONCLUSIVE, budgets
-        ),
+        gate=overall(seen.clock, budgets),
+        clock=seen.clock,
         budgets=budgets,
         warning=outputs.reason if outputs else "",
-        why=why,
+        why=seen.why,
         replicate_log_ratios=tuple(found.centers(index)),
         between=between,
         within=within,
@@ -98,7 +107,7 @@ def pair(t: Timed, index: int, ratio: Ratio, alpha: float) -> PairResult:
 
 def confirmed(t: Timed, pairs: list[PairResult], effort: Effort, progress: Progress) -> list[PairResult]:
     """Time the failing ones once more on fresh workers; a failure that does not come back is inconclusive."""
-    failing = [i for i, p in enumerate(pairs, 1) if clock_fails(p, t)]
+    failing = [i for i, p in enumerate(pairs, 1) if p.clock == FAIL]
     if not failing:
         return pairs
     kept = {i for i in range(1, len(t.case.candidates)) if i not in failing}
@@ -110,23 +119,31 @@ def confirmed(t: Timed, pairs: list[PairResult], effort: Effort, progress: Progr
         family=len(failing),
         progress=progress,
     )
-    return [confirm(p, i, t, again) if i in failing else p for i, p in enumerate(pairs, 1)]
+    return [confirm(p, i, t.case, again, effort.alpha) if i in failing else p for i, p in enumerate(pairs, 1)]
 
 
-def clock_fails(p: PairResult, t: Timed) -> bool:
-    return time_gate(p.verdict, p.ratio, t.case.gate) == FAIL
-
-
-def confirm(p: PairResult, index: int, t: Timed, again: Measurement) -> PairResult:
+def confirm(p: PairResult, index: int, case: Case, again: Measurement, alpha: float) -> PairResult:
+    """A failure stands where the second run could not be made, and where it says the same."""
     if index not in again.looks:
         return replace(p, why=f"could not be confirmed: {again.failures.get(index, again.stopped)}")
-    ratio, gate = again.looks[index].ratio, t.case.gate
-    verdict = decide(ratio, gate.tolerance, gate.floor_s, again.baseline_s())
-    if time_gate(verdict, ratio, gate) == FAIL:
+    ratio = again.looks[index].ratio
+    second = judged(case, again, index, ratio, alpha)
+    return seconded(p, ratio, second.clock, second.why if second.verdict is Verdict.INCONCLUSIVE else "")
+
+
+def seconded(p: PairResult, ratio: Ratio, clock: str, doubt: str) -> PairResult:
+    """A failing comparison with what fresh workers gave: it stands, or it is inconclusive."""
+    if clock == FAIL:
         return replace(p, confirmation=ratio)
     why = f"{p.verdict} at first ({p.ratio.estimate:.3f}), but fresh workers gave {ratio.estimate:.3f}"
-    gates = overall(INCONCLUSIVE, p.budgets)
-    return replace(p, confirmation=ratio, verdict=Verdict.INCONCLUSIVE, gate=gates, why=why)
+    return replace(
+        p,
+        confirmation=ratio,
+        verdict=Verdict.INCONCLUSIVE,
+        gate=overall(INCONCLUSIVE, p.budgets),
+        clock=INCONCLUSIVE,
+        why="; ".join(filter(None, [why, doubt])),
+    )
 
 
 def waive(p: PairResult, waivers: Waivers) -> PairResult:

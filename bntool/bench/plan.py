@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -43,9 +44,12 @@ class Gate:
     def __post_init__(self) -> None:
         if not 0.0 < self.tolerance < 10.0:
             raise UsageError(f"the tolerance {self.tolerance:g} makes no sense", next="Write 5% or 0.05.")
-        if self.min_speedup is not None and self.min_speedup <= 0.0:
+        if not 0.0 <= self.floor_s < math.inf:
+            raise UsageError("the floor makes no sense", where="--floor", next="Write 0.1ms.")
+        if self.min_speedup is not None and not 1.0 <= self.min_speedup < math.inf:
+            what = f"a speedup of {self.min_speedup:g} is none"
             raise UsageError(
-                "the speedup must be positive", where="--min-speedup", next="Write 1.2 for 20 %."
+                what, where="--min-speedup", next="Write 1.2 for 20 %; --tolerance allows a slowdown."
             )
 
 
@@ -69,8 +73,14 @@ class Effort:
     profile: bool = False
 
     def __post_init__(self) -> None:
-        if self.budget_s <= 0.0:
-            raise UsageError("the budget must be positive", where="--budget", next="Write 10s.")
+        for flag, value in (("budget", self.budget_s), ("timeout", self.timeout_s)):
+            if not 0.0 < value < math.inf:
+                raise UsageError(f"the {flag} must be positive", where=f"--{flag}", next="Write 10s.")
+        if self.precision is not None and not 0.0 < self.precision < math.inf:
+            raise UsageError("the precision must be positive", where="--precision", next="Write 1%.")
+        if self.replicates is not None and self.replicates < 2:
+            what = "one replicate says nothing of what another process would draw"
+            raise UsageError(what, where="--replicates", next="Use at least 2.")
         if not 0.5 <= self.confidence < 1.0:
             raise UsageError("the confidence makes no sense", where="--confidence", next="Write 95%.")
         if self.allocator not in ("fixed", "default"):

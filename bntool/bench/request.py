@@ -12,6 +12,7 @@ from bntool.bench import stored, units
 from bntool.bench.candidates import labelled, parse
 from bntool.bench.cases import spread_out, with_file
 from bntool.bench.compare import apart
+from bntool.bench.gate import FAIL
 from bntool.bench.judge import Waivers
 from bntool.bench.plan import Budgets, Case, Effort, Gate
 from bntool.bench.protocol import Candidate, Conditions, Side
@@ -75,6 +76,9 @@ class Request:
         if sum(map(bool, ways)) > 1:
             what = "--against/--python, --baseline/--save-baseline and --self-test exclude each other"
             raise UsageError(what, next="Choose one.")
+        if (self.baseline or self.save_baseline) and self.gate.budgets.max_error is not None:
+            what = "a stored ratio has no outputs to compare with"
+            raise UsageError(what, where="--max-error", next="Name the other model instead.")
         if any(ways) and self.written:
             raise UsageError("that needs models on the command line", next="Name one.")
         if self.self_test and len(self.candidates) != 1:
@@ -102,21 +106,35 @@ class Request:
 
     def run(self, progress: Progress) -> tuple[Comparison, dict[str, Any] | None]:
         """The comparison, and the document to store where that was asked for."""
-        known = stored.read(self.baseline) if self.baseline else None
+        if self.baseline:
+            return self.by_stored(self.baseline, progress), None
+        measured = self.measured(self.effort_for(), progress)
+        if self.save_baseline:
+            return replace(measured, exit_code=0), stored.document(measured)
+        return (add_sensitivity(measured) if self.self_test else measured), None
+
+    def measured(self, effort: Effort, progress: Progress) -> Comparison:
         with ExitStack() as stack:
-            measured = run_cases(
+            return run_cases(
                 self.cases(stack),
-                self.effort_for(),
+                effort,
                 on_inconclusive=self.on_inconclusive,
                 waivers=Waivers(self.waivers),
                 progress=progress,
             )
-        document = stored.document(measured) if self.save_baseline else None
-        if known is not None:
-            measured = stored.against(measured, known, str(self.baseline), self.on_inconclusive)
-        elif self.save_baseline:
-            measured = replace(measured, exit_code=0)
-        return (add_sensitivity(measured) if self.self_test else measured), document
+
+    def by_stored(self, path: Path, progress: Progress) -> Comparison:
+        """Judged by stored ratios, a second time on fresh workers where the clock fails the gate."""
+        known, effort = stored.read(path), self.effort_for()
+        stored.check_names(known, [c.name for c in labelled(self.candidates)], str(path))
+
+        def judged(effort: Effort) -> Comparison:
+            return stored.against(self.measured(effort, progress), known, str(path), self.on_inconclusive)
+
+        first = judged(effort)
+        if not self.effort.confirm or all(p.clock != FAIL for p in first.comparisons):
+            return first
+        return stored.confirmed(first, judged(replace(effort, seed=effort.seed + 1)), self.on_inconclusive)
 
     def effort_for(self) -> Effort:
         """A self-test and a stored ratio need a spread, not a decision: a fixed number of replicates."""

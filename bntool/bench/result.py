@@ -72,8 +72,8 @@ class PairResult:
 
     `verdict` is about time alone; `warning` says what a reader must know beside it (outputs that differ),
     and `why` explains a verdict that is not what the interval alone would say. `gate` is "pass", "fail" or
-    "inconclusive"; `waived` holds the reason where a failing gate was waived. `confirmation` is the ratio
-    that fresh workers gave after a failing gate.
+    "inconclusive", and `clock` the same without the budgets; `waived` holds the reason where a failing gate
+    was waived. `confirmation` is the ratio that fresh workers gave after a failing gate.
     `between` and `within` are what fresh processes disagree by, and the noise of one process's number, as
     standard deviations of the log-ratio.
     """
@@ -88,6 +88,7 @@ class PairResult:
     min_speedup: float | None
     outputs: OutputError | None
     gate: str
+    clock: str = "inconclusive"
     budgets: tuple[Budget, ...] = ()
     warning: str = ""
     why: str = ""

@@ -20,7 +20,7 @@ from bntool.bench.judge import UNKNOWN, Timed, Waivers, confirmed, corrected, pa
 from bntool.bench.machine import describe
 from bntool.bench.plan import Case, Effort
 from bntool.bench.protocol import Candidate, Conditions, Side
-from bntool.bench.remote import Process, Remote
+from bntool.bench.remote import Process, Remote, WorkerDied
 from bntool.bench.result import CaseResult, Comparison
 from bntool.bench.statistics import Ratio
 from bntool.bench.waivers import expired
@@ -110,10 +110,15 @@ def here_with(live: LiveFolder) -> Spawn:
 
 
 def overhead(case: Case, spawn: Spawn) -> Mapping[str, float]:
-    """What the clock adds to a sample, asked of a worker that holds no model."""
-    worker = spawn(case.side(0), {}, case.conditions)
+    """What the clock adds to a sample, asked of a worker that holds no model; nothing if it cannot say."""
+    try:
+        worker = spawn(case.side(0), {}, case.conditions)
+    except WorkerDied:
+        return {}
     try:
         return worker.ask("overhead")
+    except WorkerDied:
+        return {}
     finally:
         worker.close()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bntool.bench.gate import INCONCLUSIVE, exit_code, overall, time_gate
+from bntool.bench.gate import FAIL, INCONCLUSIVE, exit_code, overall, time_gate
+from bntool.bench.judge import seconded
 from bntool.bench.machine import fingerprint
 from bntool.bench.plan import Case, Gate
 from bntool.bench.protocol import Candidate, Conditions
@@ -19,7 +20,7 @@ from bntool.bench.result import CaseResult, Comparison, PairResult
 from bntool.bench.statistics import Ratio
 from bntool.bench.student import two_sided_p, two_sided_quantile
 from bntool.bench.verdict import Verdict, decide, holm_levels
-from bntool.errors import LoadError
+from bntool.errors import LoadError, RunError
 
 KIND = "bntool-bench-baseline"
 REFERENCE = Candidate("reference workload", "bntool.bench.reference:workload", reference=True)
@@ -56,9 +57,12 @@ def identity(case: CaseResult, machine: Mapping[str, Any]) -> str:
 
 
 def document(measured: Comparison) -> dict[str, Any]:
-    """What to store of a run of `case_of`."""
+    """What to store of a run of `case_of`. Raises: RunError where a model could not be timed."""
     (case,) = measured.cases
-    entries = {p.name: vars(entry(p)) for p in case.comparisons if not math.isnan(p.ratio.estimate)}
+    for figures in case.candidates:
+        if figures.failure:
+            what = f"it could not be timed, so nothing is stored: {figures.failure}"
+            raise RunError(what, where=figures.name)
     return {
         "kind": KIND,
         "schema_version": 1,
@@ -66,18 +70,17 @@ def document(measured: Comparison) -> dict[str, Any]:
         "machine": dict(measured.machine),
         "versions": dict(case.candidates[0].versions),
         "conditions": dict(case.conditions),
-        "entries": entries,
+        "entries": {p.name: vars(entry(p)) for p in case.comparisons},
     }
 
 
 def read(path: Path) -> dict[str, Any]:
     """Raises: LoadError for a file that is damaged, or that holds raw times."""
+    again = "Store it again with --save-baseline."
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as problem:
-        raise LoadError(
-            f"cannot read the baseline: {problem}", where=str(path), next="Store it again."
-        ) from None
+        raise LoadError(f"cannot read the baseline: {problem}", where=str(path), next=again) from None
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
         raise LoadError(
             "this holds no ratios, and a stored time is no baseline: between two runs on one machine the "
@@ -85,9 +88,33 @@ def read(path: Path) -> dict[str, Any]:
             where=str(path),
             next="Store ratios to the reference workload with --save-baseline FILE.",
         )
-    if not all(math.isfinite(v) for e in raw.get("entries", {}).values() for v in e.values()):
-        raise LoadError("an entry is not a finite number", where=str(path), next="Store it again.")
+    parts = {k: raw.get(k) for k in ("machine", "versions", "conditions", "entries")}
+    damaged = [name for name, part in parts.items() if not isinstance(part, dict)]
+    if damaged or not isinstance(raw.get("fingerprint"), str):
+        raise LoadError(f"it has no {(damaged or ['fingerprint'])[0]}", where=str(path), next=again)
+    for name, numbers in raw["entries"].items():
+        if not sound(numbers):
+            raise LoadError("an entry is not a finite number", where=f"{path}, {name}", next=again)
     return raw
+
+
+def sound(numbers: Any) -> bool:
+    """Whether an entry is what `entry` wrote: finite, with an error that is one."""
+    wanted = {f.name for f in fields(Entry)}
+    if not isinstance(numbers, dict) or set(numbers) != wanted:
+        return False
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers.values()):
+        return False
+    return bool(numbers["error"] >= 0 and numbers["replicates"] >= 2)
+
+
+def check_names(stored: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises: LoadError when a model has no stored ratio: its gate would be off, and nobody would know."""
+    missing = [name for name in names if name not in stored["entries"]]
+    if missing:
+        known = ", ".join(stored["entries"]) or "nothing"
+        what = f"it holds no ratio for {missing[0]}; it has {known}"
+        raise LoadError(what, where=where, next="Store it again with --save-baseline.")
 
 
 def ratio_of(now: Entry, then: Entry, alpha: float) -> Ratio:
@@ -115,31 +142,49 @@ def against(measured: Comparison, stored: Mapping[str, Any], where: str, on_inco
     )
     then = {name: Entry(**raw) for name, raw in stored["entries"].items()}
     alpha = 1.0 - case.run["confidence"]
-    known = [p for p in case.comparisons if p.name in then and p.replicate_log_ratios]
+    known = [p for p in case.comparisons if p.replicate_log_ratios]
     first = [ratio_of(entry(p), then[p.name], alpha) for p in known]
     levels = holm_levels([r.p_value for r in first], alpha)
     ratios = {p.name: ratio_of(entry(p), then[p.name], level) for p, level in zip(known, levels, strict=True)}
-    pairs = tuple(rejudged(p, case, ratios.get(p.name), strange, where) for p in case.comparisons)
+    pairs = [rejudged(p, case, ratios.get(p.name), strange, where) for p in case.comparisons]
+    return with_pairs(measured, pairs, on_inconclusive)
+
+
+def with_pairs(measured: Comparison, pairs: Sequence[PairResult], on_inconclusive: str) -> Comparison:
+    (case,) = measured.cases
     failed = any(f.failure for f in case.candidates)
     code = exit_code(pairs, on_inconclusive, unmeasured=failed)
-    return replace(measured, cases=(replace(case, comparisons=pairs),), exit_code=code)
+    return replace(measured, cases=(replace(case, comparisons=tuple(pairs)),), exit_code=code)
+
+
+def confirmed(first: Comparison, again: Comparison, on_inconclusive: str) -> Comparison:
+    """The first run, where a second one on fresh workers has been judged too: a failure that does not come
+    back is inconclusive.
+    """
+    second = {p.name: p for p in again.comparisons}
+    pairs = [
+        seconded(p, second[p.name].ratio, second[p.name].clock, second[p.name].why) if p.clock == FAIL else p
+        for p in first.comparisons
+    ]
+    return with_pairs(first, pairs, on_inconclusive)
 
 
 def rejudged(p: PairResult, case: CaseResult, ratio: Ratio | None, strange: str, where: str) -> PairResult:
-    why = strange or ("" if ratio else f"{p.name} is not in {where}")
-    if ratio is None or why:
+    """A comparison with the reference workload turned into one with the stored ratio."""
+    if ratio is None or strange:
         unknown = Ratio(math.nan, 0.0, math.inf, 0.0, 1.0)
-        gate = overall(INCONCLUSIVE, p.budgets)
-        return replace(
-            p, baseline=where, verdict=Verdict.INCONCLUSIVE, ratio=ratio or unknown, gate=gate, why=why
-        )
+        verdict, clock, why = Verdict.INCONCLUSIVE, INCONCLUSIVE, strange or p.why
+        return replace(p, baseline=where, ratio=ratio or unknown, **outcome(p, verdict, clock, why))
     latency = next((f.latency for f in case.candidates if f.name == p.name), None)
     now_s = latency.median.estimate_s if latency else math.nan
     verdict = decide(ratio, p.tolerance, p.floor_s, now_s / ratio.estimate)
     words = case.contention_words if verdict is Verdict.INCONCLUSIVE else ""
-    asked = Gate(p.tolerance, p.floor_s, p.min_speedup)
-    gate = overall(time_gate(verdict, ratio, asked), p.budgets)
-    return replace(p, baseline=where, verdict=verdict, ratio=ratio, gate=gate, why=words)
+    clock = time_gate(verdict, ratio, Gate(p.tolerance, p.floor_s, p.min_speedup))
+    return replace(p, baseline=where, ratio=ratio, **outcome(p, verdict, clock, words))
+
+
+def outcome(p: PairResult, verdict: Verdict, clock: str, why: str) -> dict[str, Any]:
+    return {"verdict": verdict, "clock": clock, "gate": overall(clock, p.budgets), "why": why}
 
 
 def difference(case: CaseResult, measured: Comparison, stored: Mapping[str, Any]) -> str:

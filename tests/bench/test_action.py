@@ -50,17 +50,18 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_slower_model_fails_the_step_and_leaves_reports(project: Path) -> None:
+def test_a_failing_gate_fails_the_step_and_leaves_reports(project: Path) -> None:
+    """A gate that needs no clock: on a machine that is busy enough, a slower model is inconclusive."""
     done, written = run(
         "Bench",
         project,
         models="nets.py:net\nnets.py:net(times=20, norm=False)\n",
-        arguments="--budget 0.5s --replicates 3\n--no-confirm",
+        arguments="--budget 0.1s --replicates 2\n--no-confirm --max-ops 10",
     )
     assert done.returncode == 1, done.stderr
     assert "exit-code=1" in written["GITHUB_OUTPUT"]
-    assert "| slower |" in written["GITHUB_STEP_SUMMARY"]
-    assert "::error title=bntool bench::nets.py:net(times=20, norm=False): slower" in done.stderr
+    assert "the budget 10" in written["GITHUB_STEP_SUMMARY"]
+    assert "::error title=bntool bench::nets.py:net(times=20, norm=False): " in done.stderr
     reports = project / "bntool-bench"
     assert json.loads((reports / "bench.json").read_text())["comparisons"][0]["gate"] == "fail"
     assert {p.name for p in reports.iterdir()} == {

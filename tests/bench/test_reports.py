@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree as Xml
@@ -21,7 +22,7 @@ from bntool.bench.selftest import add_sensitivity
 from bntool.bench.sequential import SHARED, detectable
 from bntool.bench.verdict import Verdict
 from bntool.cli.screen import plain
-from bntool.errors import LoadError
+from bntool.errors import LoadError, RunError
 from tests.bench.fake import EFFORT, Machine, case
 
 COSTS = {"base": 0.010, "equal": 0.010, "slow": 0.0115, "a|b": 0.010}
@@ -139,6 +140,41 @@ def test_a_baseline_from_elsewhere_is_inconclusive_and_says_what_changed() -> No
     assert found.exit_code == 5
 
 
+def kept(numbers: object) -> str:
+    """A stored baseline that is right but for the numbers of its one entry."""
+    parts: dict[str, object] = {"machine": {}, "versions": {}, "conditions": {}, "entries": {"a": numbers}}
+    return json.dumps({"kind": stored.KIND, "fingerprint": "0" * 16, **parts})
+
+
+def test_a_model_without_a_stored_ratio_is_refused_before_anything_is_timed() -> None:
+    then = json.loads(kept({"mean": 0.1, "error": 0.1, "replicates": 6}))
+    stored.check_names(then, ["a"], "file")
+    with pytest.raises(LoadError, match="no ratio for b; it has a"):
+        stored.check_names(then, ["a", "b"], "file")
+
+
+def test_a_stored_ratio_fails_only_where_a_second_run_says_the_same() -> None:
+    then = json.loads(json.dumps(stored.document(reference_run(Machine({}), 0.010))))
+    slow, same, slow_again = (
+        stored.against(reference_run(Machine({}), cost, seed), then, "file", "exit5")
+        for cost, seed in ((0.012, 1), (0.010, 2), (0.012, 3))
+    )
+    assert stored.confirmed(slow, slow_again, "exit5").exit_code == 1
+    alarm = stored.confirmed(slow, same, "exit5")
+    assert alarm.comparisons[0].verdict is Verdict.INCONCLUSIVE
+    assert "fresh workers gave" in alarm.comparisons[0].why
+    assert alarm.exit_code == 5
+
+
+def test_nothing_is_stored_of_a_model_that_could_not_be_timed() -> None:
+    costs = {stored.REFERENCE.ref: 0.004, "net": 0.01, "bad": 0.01}
+    machine = Machine(costs, kills={"bad": "sample"})
+    gated = stored.case_of(case("net", "bad").candidates, Gate(), case("net").conditions)
+    found = run_cases([gated], replace(EFFORT, confirm=False), spawn=machine.spawn)
+    with pytest.raises(RunError, match="nothing is stored"):
+        stored.document(found)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -146,12 +182,12 @@ def test_a_baseline_from_elsewhere_is_inconclusive_and_says_what_changed() -> No
         ('{"median": 1.0, "kind": "benchmark"}', "holds no ratios"),
         ("[]", "holds no ratios"),
         ("not json", "cannot read"),
-        (
-            json.dumps(
-                {"kind": stored.KIND, "entries": {"a": {"mean": math.nan, "error": 0.1, "replicates": 5}}}
-            ),
-            "not a finite number",
-        ),
+        (kept({"mean": math.nan, "error": 0.1, "replicates": 5}), "not a finite number"),
+        (kept({"mean": "0.1", "error": 0.1, "replicates": 5}), "not a finite number"),
+        (kept({"mean": 0.1, "error": 0.1}), "not a finite number"),
+        (kept({"mean": 0.1, "error": 0.1, "replicates": 1}), "not a finite number"),
+        (kept(None), "not a finite number"),
+        (json.dumps({"kind": stored.KIND, "entries": {}}), "it has no machine"),
     ],
 )
 def test_raw_times_and_broken_files_are_refused(text: str, message: str, tmp_path: Path) -> None:

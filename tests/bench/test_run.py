@@ -8,8 +8,10 @@ from datetime import date
 
 import pytest
 
+from bntool.bench.contention import Moment
 from bntool.bench.judge import Waivers
 from bntool.bench.plan import Budgets, Gate
+from bntool.bench.remote import WorkerDied
 from bntool.bench.result import Comparison, PairResult
 from bntool.bench.run import run_cases
 from bntool.bench.verdict import Verdict
@@ -165,6 +167,46 @@ def test_waiting_for_a_cpu_explains_a_slowdown_away() -> None:
 def test_a_slowdown_that_is_more_than_waiting_stands() -> None:
     machine = Machine(COSTS, waits={"slow": 0.0005, "base": 0.0005})
     assert only(run(machine, case("base", "slow"))).verdict is Verdict.SLOWER
+
+
+def test_a_hypervisor_that_takes_the_machine_leaves_nothing_to_conclude(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not for a demanded speedup, either."""
+    moments = iter(Moment(30 * k, 100 * k, 0, 0.0, None) for k in range(10**6))
+    monkeypatch.setattr(Moment, "now", classmethod(lambda cls: next(moments)))
+    for gate in (Gate(), Gate(min_speedup=1.2)):
+        found = run(Machine(COSTS), case("base", "slow", gate=gate), on_inconclusive="exit5")
+        assert only(found).verdict is Verdict.INCONCLUSIVE
+        assert "hypervisor gave 30%" in only(found).why
+        assert found.exit_code == 5
+
+
+def test_a_demanded_speedup_is_measured_until_it_is_decided() -> None:
+    """1.15 times faster is certain soon, whether that is 1.2 times is not."""
+    machine = Machine(COSTS, between=0.01)
+    one = run(machine, case("base", "fast", gate=Gate(min_speedup=1.2)), on_inconclusive="exit5")
+    assert one.cases[0].run["replicates"] > 4
+    assert only(one).clock == ("fail" if one.exit_code == 1 else "inconclusive")
+
+
+def test_a_worker_that_cannot_be_started_ends_the_run() -> None:
+    machine = Machine(COSTS)
+
+    def spawn(side, candidates, conditions):
+        if len(candidates) == 2:
+            raise WorkerDied("the process ended with exit code 1", None)
+        return machine.spawn(side, candidates, conditions)
+
+    with pytest.raises(RunError, match="cannot be started"):
+        run_cases([case("base", "equal")], EFFORT, spawn=spawn)
+    assert machine.open_now == 0
+
+
+def test_a_crash_is_no_difference_of_outputs() -> None:
+    gate = Gate(budgets=Budgets(max_error=0.1))
+    found = run(Machine(COSTS, kills={"fast": "open"}), case("base", "fast", "equal", gate=gate))
+    assert found.exit_code == 1
 
 
 def test_several_cases_are_one_family() -> None:
