@@ -10,29 +10,15 @@ from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.norms import norm_map
+from bntool.attempts import ATTEMPTS
+from bntool.changes import Change, Constants, same
 from bntool.graphs.base import Graph, Node, Param
-from bntool.search import Absorb, Cope, Found, Goal, Make, Search, is_norm, place
+from bntool.search import Absorb, Found, Goal, Search, is_norm, place
 
 #: kinds whose value may be their input's memory
 SHARING = ("layout", "identity")
-
-
-@dataclass(eq=False)
-class Change:
-    """What an owner's parameters become: `post . op . pre`, each in the form its parameters see (or None)."""
-
-    node: Node
-    pre: ChannelAffine | None = None
-    post: ChannelAffine | None = None
-
-    def take(self, side: str, form: ChannelAffine) -> Change:
-        if side == "after":
-            return Change(self.node, self.pre, form @ self.post if self.post is not None else form)
-        return Change(self.node, self.pre @ form if self.pre is not None else form, self.post)
 
 
 @dataclass(eq=False)
@@ -105,6 +91,7 @@ class _Planner:
         self.graph, self.keep, self.only = graph, keep, only
         self.calls = calls_by_owner(graph.nodes)
         self.plan = Plan(norms=find_norms(self.calls))
+        self.constants = Constants(graph, self.plan.changes)
         self.barred = dict(barred)
         for norm in self.plan.norms:  # what stays as it is takes no other norm's map either
             refusal = self._may_go(norm)
@@ -150,7 +137,7 @@ class _Planner:
             return blocked
         pairs = [(c, m) for c, m in zip(norm.calls, maps, strict=True) if not isinstance(m, Blocked)]
         refusals = []
-        for attempt in (_up, _down, _scale_up, _scale_down):
+        for attempt in ATTEMPTS:
             goals = attempt(pairs)
             found = goals if isinstance(goals, Blocked) else self._search(norm, goals)
             if not isinstance(found, Blocked):
@@ -196,7 +183,7 @@ class _Planner:
         return ChannelAffine.along(total, 1, rank)
 
     def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
-        found = Search(self.graph, self.plan.folded_owners, norm.owner, self.barred).run(goals)
+        found = Search(self.constants, self.plan.folded_owners, norm.owner, self.barred).run(goals)
         if isinstance(found, Blocked):
             return found
         disagreed = self._agreed(found)
@@ -204,7 +191,9 @@ class _Planner:
 
     def _agreed(self, found: Found) -> Blocked | None:
         """Every call of an owner must take the same map, and nobody else may read what changes."""
-        for absorbs in by_owner(found.absorbed).values():
+        for owner, absorbs in by_owner(found.absorbed).items():
+            if owner in found.relied:
+                return Blocked(f"{place(absorbs[0].node)} would have to change and to stay as it is")
             for refusal in (self._one_map(absorbs), self._nobody_else_reads(absorbs)):
                 if refusal is not None:
                     return refusal
@@ -241,40 +230,6 @@ class _Planner:
             for a in one_call:
                 change = change.take(a.side, a.form)
             self.plan.changes[owner] = change
-
-
-Pairs = list[tuple[Node, ChannelAffine]]
-
-
-def _up(pairs: Pairs) -> list[Goal] | Blocked:
-    return [Make(c.inputs[0], m, c) for c, m in pairs]
-
-
-def _down(pairs: Pairs) -> list[Goal] | Blocked:
-    for call, _ in pairs:
-        if call.watched or call.changed_by:
-            return Blocked(call.watched or f"its output is changed in place by {call.changed_by}")
-    return [Cope(reader, port, m) for c, m in pairs for reader, port in c.users]
-
-
-def _scale_up(pairs: Pairs) -> list[Goal] | Blocked:
-    """`s * x + t`: the scale into what feeds it, the shift into what it feeds."""
-    up = _up([(c, m.only_scale()) for c, m in pairs])
-    down = _down([(c, m.only_shift()) for c, m in pairs])
-    return up if isinstance(up, Blocked) else down if isinstance(down, Blocked) else [*up, *down]
-
-
-def _scale_down(pairs: Pairs) -> list[Goal] | Blocked:
-    """`s * (x + t / s)`: the shift into what feeds it, the scale into what it feeds."""
-    parts = []
-    for c, m in pairs:
-        if (m.shift[m.scale == 0] != 0).any():
-            return Blocked("a scale of zero")
-        ratio = np.divide(m.shift, m.scale, out=np.zeros_like(m.shift), where=m.scale != 0)
-        parts.append((c, ChannelAffine(np.ones_like(m.scale), ratio), m.only_scale()))
-    up = _up([(c, shift) for c, shift, _ in parts])
-    down = _down([(c, scale) for c, _, scale in parts])
-    return up if isinstance(up, Blocked) else down if isinstance(down, Blocked) else [*up, *down]
 
 
 def calls_by_owner(nodes: Iterable[Node]) -> dict[Hashable, list[Node]]:
@@ -319,9 +274,3 @@ def changed_params(absorbs: list[Absorb]) -> list[Param]:
 def _in_use(reader: Node) -> Node:
     """A parameter that is an operand is used by what it is an operand of."""
     return reader.users[0][0] if reader.kind == "parameter" and reader.users else reader
-
-
-def same(a: ChannelAffine | None, b: ChannelAffine | None) -> bool:
-    if a is None or b is None:
-        return (a is None or a.is_identity) and (b is None or b.is_identity)
-    return a.equals(b)

@@ -13,8 +13,8 @@ import numpy as np
 from bntool.algebra.absorbing import AFFINE, NORMS
 from bntool.algebra.affine import Array
 from bntool.algebra.linear import LINEAR, carried, factor, new_bias, out_channels
+from bntool.changes import Change
 from bntool.graphs.base import Node, Param
-from bntool.plan import Change
 
 
 class OutOfRange(Exception):

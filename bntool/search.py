@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bntool.algebra.absorbing import NORMS, before, behind
-from bntool.algebra.affine import Blocked, ChannelAffine
+from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.moves import Index, gather
-from bntool.algebra.passing import PASSING, Task, Up
+from bntool.algebra.passing import PASSING
+from bntool.algebra.rules import Down, Stay, Task, Up
+from bntool.changes import Constants
 from bntool.graphs.base import Graph, Node
 
 #: how many goals one search may look at before it gives up
@@ -48,7 +50,14 @@ class Absorb:
     form: ChannelAffine
 
 
-Goal = Make | Cope | Absorb
+@dataclass(frozen=True, eq=False)
+class Rely:
+    """The parameters of which `constant` is computed must stay as they are."""
+
+    constant: Node
+
+
+Goal = Make | Cope | Absorb | Rely
 
 
 @dataclass
@@ -59,10 +68,12 @@ class Found:
     wanted: dict[int, list[Make]] = field(default_factory=dict)
     waiting: dict[int, Blocked] = field(default_factory=dict)
     """Values of which some readers have not asked for the map yet."""
+    relied: set[Hashable] = field(default_factory=set)
+    """Owners of constants whose values maps were computed with: they must stay as they are."""
 
     def copy(self) -> Found:
         wanted = {key: list(makes) for key, makes in self.wanted.items()}
-        return Found(list(self.absorbed), wanted, dict(self.waiting))
+        return Found(list(self.absorbed), wanted, dict(self.waiting), set(self.relied))
 
 
 @dataclass
@@ -71,6 +82,7 @@ class NodeSite:
 
     graph: Graph
     node: Node
+    constants: Constants
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -79,6 +91,9 @@ class NodeSite:
     @property
     def arity(self) -> int:
         return len(self.node.inputs)
+
+    def constant(self, port: int) -> Array | None:
+        return self.constants.value(self.node.inputs[port])
 
     def sizes(self, port: int) -> tuple[int, ...] | None:
         return self.graph.shape(self.node.inputs[port])
@@ -100,11 +115,15 @@ class Search:
     A key of `barred` is an owner, or the pair of a norm and an owner that must not take this norm's map.
     """
 
-    graph: Graph
+    constants: Constants
     folded: set[Hashable]
     own: Hashable
     barred: Mapping[Hashable, str]
     budget: int = BUDGET
+
+    @property
+    def graph(self) -> Graph:
+        return self.constants.graph
 
     def run(self, goals: Sequence[Goal]) -> Found | Blocked:
         return self._settle(tuple(goals), Found())
@@ -135,6 +154,9 @@ class Search:
     def _ways(self, goal: Goal, found: Found) -> list[list[Goal]] | Blocked:
         if isinstance(goal, Absorb):
             found.absorbed.append(goal)
+            return [[]]
+        if isinstance(goal, Rely):
+            found.relied.update(self.constants.owners(goal.constant))
             return [[]]
         if goal.map.is_identity:
             return [[]]
@@ -176,7 +198,7 @@ class Search:
         if self._gone(node):
             return [[Make(node.inputs[0], m, node)]]
         if node.kind in PASSING:
-            tasks = PASSING[node.kind].up(NodeSite(self.graph, node), m)
+            tasks = PASSING[node.kind].up(self._site(node), m)
             return self._goals(node, tasks)
         form = behind(node.kind, node.attrs, shapes(node), m)
         return self._taken(node, "after", form)
@@ -188,9 +210,13 @@ class Search:
         if self._gone(node):
             return self._below(node, goal.map)
         if node.kind in PASSING:
-            return self._goals(node, PASSING[node.kind].down(NodeSite(self.graph, node), goal.port, goal.map))
+            tasks = PASSING[node.kind].down(self._site(node), goal.port, goal.map)
+            return self._goals(node, tasks)
         form = before(node.kind, node.attrs, shapes(node), goal.map)
         return self._taken(node, "before", form)
+
+    def _site(self, node: Node) -> NodeSite:
+        return NodeSite(self.graph, node, self.constants)
 
     def _goals(self, node: Node, ways: list[list[Task]] | Blocked) -> list[list[Goal]] | Blocked:
         if isinstance(ways, Blocked):
@@ -206,13 +232,16 @@ class Search:
     def _goals_of(self, node: Node, way: list[Task]) -> list[Goal] | Blocked:
         goals: list[Goal] = []
         for task in way:
-            if isinstance(task, Up):
-                goals.append(Make(node.inputs[task.port], task.map, node))
-                continue
-            below = self._below(node, task.map)
-            if isinstance(below, Blocked):
-                return below
-            goals.extend(below[0])
+            match task:
+                case Up(port, m):
+                    goals.append(Make(node.inputs[port], m, node))
+                case Stay(port):
+                    goals.append(Rely(node.inputs[port]))
+                case Down(m):
+                    below = self._below(node, m)
+                    if isinstance(below, Blocked):
+                        return below
+                    goals.extend(below[0])
         return goals
 
     def _below(self, node: Node, m: ChannelAffine) -> list[list[Goal]] | Blocked:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bntool.fold import fold
 from tests.folding import error, folded, names, prepared, reason
 
 
@@ -75,6 +76,24 @@ class LayerScale(nn.Module):
         return self.n(torch.tanh(x) * self.gamma.view(1, -1, 1, 1) + self.place)
 
 
+class Gains(nn.Module):
+    """A constant per channel, applied by `step` to `value`; written to by every call with `counts`."""
+
+    def __init__(self, step: Callable[..., Tensor], value: Tensor, *, counts: bool = False) -> None:
+        super().__init__()
+        self.step, self.counts = step, counts
+        self.register_buffer("gains", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.counts:
+            self.gains.add_(1)
+        return self.step(x, self.gains[:, None, None])
+
+
+def gains(step: Callable[..., Tensor], channels: int = 6, **options: bool) -> Gains:
+    return Gains(step, torch.linspace(-1, 2, channels) + 0.1, **options)
+
+
 ALL_GO: dict[str, tuple[nn.Module, Tensor]] = {
     "conv1d": (seq(nn.Conv1d(4, 6, 3), norm1(6)), SOUND),
     "conv2d": (seq(conv(padding=1), norm(6)), IMAGE),
@@ -129,6 +148,12 @@ ALL_GO: dict[str, tuple[nn.Module, Tensor]] = {
     "fused attention": (Apply(fused_attention, nn.Linear(4, 4), nn.Linear(4, 4), norm1(4)), TOKENS),
     "gate": (Apply(gate, conv(bias=False), conv(), norm(6), conv(2, 1, 6)), IMAGE),
     "operands": (LayerScale(), IMAGE),
+    "gains between": (seq(conv(), gains(torch.mul), norm(6)), IMAGE),
+    "one plus gains between": (seq(conv(), gains(lambda x, g: x * (1 + g)), norm(6)), IMAGE),
+    "quotient between": (seq(conv(), gains(torch.div), norm(6)), IMAGE),
+    "shared gains": (seq(conv(), shared := gains(torch.mul), norm(6), shared, norm(6), conv(2, 1, 6)), IMAGE),
+    "gains behind": (seq(nn.Tanh(), norm(4), gains(torch.mul, 4), gains(torch.add, 4), conv()), IMAGE),
+    "offset minus": (seq(nn.Tanh(), norm(4), gains(lambda x, g: g - x, 4), conv()), IMAGE),
     "behind a layer norm": (seq(nn.LayerNorm(4), lambda x: x.transpose(1, 2), norm1(4)), TOKENS),
     "behind a group norm": (seq(nn.GroupNorm(2, 4), norm(4)), IMAGE),
 }
@@ -183,6 +208,11 @@ STAYS: dict[str, tuple[nn.Module, Tensor, str]] = {
     ),
     "zeros padded": (seq(conv(), nn.ZeroPad2d(1), norm(6)), IMAGE, "its padding would need the map too"),
     "pool with its padding": (seq(conv(), nn.AvgPool2d(3, padding=1), norm(6)), IMAGE, "its padding counts"),
+    "a gain of zero": (
+        seq(conv(), Gains(torch.mul, torch.tensor([0.0, 1, 2, 3, 4, 5])), norm(6)),
+        IMAGE,
+        "it multiplies with zero",
+    ),
     "attention without softmax": (
         Apply(lambda x, v, n: n(((x @ x.transpose(1, 2)) @ v(x)).transpose(1, 2)), nn.Linear(4, 4), norm1(4)),
         TOKENS,
@@ -201,6 +231,12 @@ def test_what_blocks_a_norm_is_said(name: str) -> None:
     model, x, why = STAYS[name]
     _, report = folded(model, x)
     assert why in reason(report), reason(report)
+
+
+def test_gains_that_change_are_no_constants() -> None:
+    model = prepared(seq(conv(), gains(torch.mul, counts=True), norm(6)), IMAGE)
+    report = fold(model, IMAGE, verify=False).report
+    assert "a shift cannot pass a product" in reason(report)
 
 
 def test_folding_through_an_activation_would_be_wrong() -> None:

@@ -14,7 +14,7 @@ FLOORS = (
     ("errors", "progress", "config", "result"),
     ("algebra",),
     ("graphs",),
-    ("search", "plan", "branches", "branch_ops", "rewriting"),
+    ("changes", "search", "attempts", "plan", "branches", "branch_ops", "rewriting"),
     ("report",),
     ("norms",),
     ("edits", "structure", "specs", "tracing"),

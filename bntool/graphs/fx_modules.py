@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from bntool.algebra.absorbing import NORMS
 from bntool.algebra.affine import Blocked
-from bntool.algebra.passing import NEED_SIZES
+from bntool.algebra.rules import NEED_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.fx_calls import (
     function_name,

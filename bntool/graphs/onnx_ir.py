@@ -14,7 +14,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from bntool.algebra.affine import Blocked
-from bntool.algebra.passing import NEED_SIZES
+from bntool.algebra.rules import NEED_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs, spelled_out
 from bntool.graphs.onnx_kinds import KINDS

@@ -27,12 +27,20 @@ class Sample:
     run: Run
     shapes: tuple[tuple[int, ...], ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[int, Array] = field(default_factory=dict)
+
+    @property
+    def varying(self) -> list[int]:
+        """The inputs that are no constants."""
+        return [port for port in range(len(self.shapes)) if port not in self.constants]
 
     def __call__(self, *values: Array) -> Array:
         return self.run(*map(torch.from_numpy, values)).numpy()
 
     def inputs(self, rng: np.random.Generator) -> list[Array]:
         values = [rng.standard_normal(s) for s in self.shapes]
+        for port, value in self.constants.items():
+            values[port] = value
         if self.attrs.get("rows_sum_to_one"):
             values[0] = torch.from_numpy(values[0]).softmax(-1).numpy()
         return values
@@ -52,6 +60,9 @@ class SampleSite:
     @property
     def arity(self) -> int:
         return len(self.sample.shapes)
+
+    def constant(self, port: int) -> Array | None:
+        return self.sample.constants.get(port)
 
     def sizes(self, port: int) -> tuple[int, ...]:
         return self.sample.shapes[port]
@@ -75,6 +86,7 @@ def two(name: str, kind: str, run: Run, a: tuple[int, ...], b: tuple[int, ...], 
     return Sample(name, kind, run, (a, b), attrs)
 
 
+CONSTANT = np.array([0.5, -2.0, 1.0, 3.0]).reshape(4, 1, 1)
 PLANE = (-2, -1)
 ROWS = (2, 3, 5, 4)
 PASSES = [
@@ -100,6 +112,16 @@ PASSES = [
     two("product", "mul", torch.mul, IMAGE, IMAGE),
     two("gate", "mul", torch.mul, IMAGE, (2, 4, 1, 1)),
     two("quotient", "div", torch.div, IMAGE, IMAGE),
+    *[
+        Sample(f"constant {name}", kind, run, (IMAGE, (4, 1, 1))[::step], {}, {port: CONSTANT})
+        for name, kind, run in (
+            ("offset", "add", torch.add),
+            ("difference", "sub", torch.sub),
+            ("gain", "mul", torch.mul),
+            ("quotient", "div", torch.div),
+        )
+        for port, step in ((1, 1), (0, -1))
+    ],
     one("number", "scalar", lambda x: 3 * x - 2, a=3.0, b=-2.0),
     two("matmul", "matmul", torch.matmul, (2, 3, 5, 5), ROWS),
     two("softmax", "matmul", torch.matmul, (2, 3, 5, 5), ROWS, rows_sum_to_one=True),

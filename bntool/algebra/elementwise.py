@@ -1,0 +1,138 @@
+"""How maps pass sums, products, quotients and literal arithmetic.
+
+With one operand constant each of these is `y = a * x + b` with arrays a and b, which any map passes (upwards
+where a is not zero). With two operands that vary, a shift passes sums alone, and a scale of one summand none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bntool.algebra.affine import Array, Blocked, ChannelAffine
+from bntool.algebra.moves import squeeze
+from bntool.algebra.rules import Down, Passing, Site, Stay, Ways, operand, result, ways_of, ways_together
+
+#: (a, b) of `y = a * x + b`
+Line = tuple[Array, Array]
+ZERO, ONE = np.zeros(()), np.ones(())
+
+
+def _sum_up(sign: float) -> Callable[[Site, ChannelAffine], Ways]:
+    """`m(a + sign * b)`: the scale goes to both, the shift to either."""
+
+    def up(site: Site, m: ChannelAffine) -> Ways:
+        scale, other = m.only_scale(), ChannelAffine(m.scale, sign * m.shift)
+        first = [(0, operand(site, 0, m)), (1, operand(site, 1, scale))]
+        second = [(0, operand(site, 0, scale)), (1, operand(site, 1, other))]
+        if not m.shifts:
+            return ways_of(first)
+        return ways_of(first, second) if m.scales else ways_of(first[:1], second[1:])
+
+    return up
+
+
+def _sum_down(sign: float) -> Callable[[Site, int, ChannelAffine], Ways]:
+    def down(site: Site, port: int, m: ChannelAffine) -> Ways:
+        if m.scales:
+            return Blocked("a scale of one summand cannot pass a sum")
+        shift = m.shift * (sign if port == 1 else 1.0)
+        return [[Down(result(site, ChannelAffine(m.scale, shift)))]]
+
+    return down
+
+
+def _product_up(site: Site, m: ChannelAffine) -> Ways:
+    if m.shifts:
+        return Blocked("a shift cannot pass a product")
+    return ways_of([(0, operand(site, 0, m))], [(1, operand(site, 1, m))])
+
+
+def _product_down(site: Site, port: int, m: ChannelAffine) -> Ways:
+    return Blocked("a shift cannot pass a product") if m.shifts else [[Down(result(site, m))]]
+
+
+def _quotient_up(site: Site, m: ChannelAffine) -> Ways:
+    return Blocked("a shift cannot pass a quotient") if m.shifts else ways_of([(0, operand(site, 0, m))])
+
+
+def _quotient_down(site: Site, port: int, m: ChannelAffine) -> Ways:
+    if m.shifts:
+        return Blocked("a shift cannot pass a quotient")
+    if port == 0:
+        return [[Down(result(site, m))]]
+    if not m.scale.all():
+        return Blocked("it divides by zero")
+    return [[Down(result(site, ChannelAffine(1.0 / m.scale, m.shift)))]]
+
+
+def _line_down(site: Site, m: ChannelAffine, line: Line) -> Ways:
+    """`y = a * x + b` with x = s * x' + t: y = s * y' + (a * t + b - s * b)."""
+    a, b = line
+    m = result(site, m)
+    shift = np.asarray(a * m.shift + b - m.scale * b)
+    return [[Down(ChannelAffine(m.scale, squeeze(shift, 0.0)).aligned())]]
+
+
+def _line_up(site: Site, port: int, m: ChannelAffine, line: Line) -> Ways:
+    """`s * (a * x + b) + t = a * x' + b` with x' = s * x + (s * b + t - b) / a."""
+    a, b = line
+    wanted, a = np.broadcast_arrays(m.scale * b + m.shift - b, a)
+    if (wanted[a == 0] != 0).any():
+        return Blocked("it multiplies with zero")
+    shift = np.divide(wanted, a, out=np.zeros(a.shape), where=a != 0)
+    return ways_of([(port, operand(site, port, ChannelAffine(m.scale, squeeze(shift, 0.0)).aligned()))])
+
+
+def _literal(site: Site) -> Line:
+    return np.asarray(site.attrs["a"]), np.asarray(site.attrs["b"])
+
+
+LINES: dict[str, Callable[[Array, int], Line | None]] = {
+    "add": lambda c, port: (ONE, c),
+    "sub": lambda c, port: (ONE, -c) if port == 0 else (-ONE, c),
+    "mul": lambda c, port: (c, ZERO),
+    "div": lambda c, port: (1 / c, ZERO) if port == 0 and c.all() else None,
+}
+
+
+def _line(kind: str, site: Site, port: int) -> Line | None:
+    """The op as a line of its operand `port`, where the other one is constant."""
+    other = site.constant(1 - port)
+    return None if other is None else LINES[kind](other, port)
+
+
+def _relying(port: int, ways: Ways) -> Ways:
+    return ways if isinstance(ways, Blocked) else [[*way, Stay(port)] for way in ways]
+
+
+def _of_two(
+    kind: str,
+    down: Callable[[Site, int, ChannelAffine], Ways],
+    up: Callable[[Site, ChannelAffine], Ways],
+) -> Passing:
+    """An op of two values: as `down` and `up` say of any values, else as the line that it is."""
+
+    def either_down(site: Site, port: int, m: ChannelAffine) -> Ways:
+        ways = down(site, port, m)
+        line = _line(kind, site, port) if isinstance(ways, Blocked) else None
+        return ways if line is None else _relying(1 - port, _line_down(site, m, line))
+
+    def either_up(site: Site, m: ChannelAffine) -> Ways:
+        ways = up(site, m)
+        lines = [(port, _line(kind, site, port)) for port in (0, 1)]
+        more = [_relying(1 - port, _line_up(site, port, m, line)) for port, line in lines if line is not None]
+        return ways_together(ways, *more)
+
+    return Passing(either_down, either_up)
+
+
+SUM = _of_two("add", _sum_down(1.0), _sum_up(1.0))
+DIFFERENCE = _of_two("sub", _sum_down(-1.0), _sum_up(-1.0))
+PRODUCT = _of_two("mul", _product_down, _product_up)
+QUOTIENT = _of_two("div", _quotient_down, _quotient_up)
+NUMBERS = Passing(
+    lambda site, port, m: _line_down(site, m, _literal(site)),
+    lambda site, m: _line_up(site, 0, m, _literal(site)),
+)
