@@ -16,9 +16,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool.copying import copied
 from bntool.errors import UsageError
+from bntool.globs import matches, selected
 from bntool.lazy import stand_ins
 from bntool.norms.layers import FrozenBatchNorm
-from bntool.norms.submodules import matches, modes_kept, selected
+from bntool.norms.submodules import modes_kept
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side

@@ -48,11 +48,11 @@ def fold_file(
     """
     source = Path(path)
     skeleton = read_skeleton(source)
-    folding = Folding(skeleton, source, _shapes(skeleton, inputs), tuple(keep), merge)
+    folding = Folding(skeleton, source, input_shapes(skeleton, inputs), tuple(keep), merge)
     progress("fold", 0, 2)
     if output is None and not verify:
         return _report(folding, folding.plan(), None)
-    with _room(output, force) as target:
+    with room(output, force) as target:
         plan, verification = folding.write(target), None
         progress("verify", 1, 2)
         if verify:
@@ -67,7 +67,7 @@ def _report(folding: Folding, plan: Plan, verification: Verification | None) -> 
     return with_merged(report, folding.merged)
 
 
-def _shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
+def input_shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
     """The shapes that specs give to the graph's inputs: by name, or in order where they have none.
 
     Raises: UsageError.
@@ -82,7 +82,8 @@ def _shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
 
 
 @contextmanager
-def _room(output: str | Path | None, force: bool) -> Iterator[Path]:
+def room(output: str | Path | None, force: bool) -> Iterator[Path]:
+    """Where to write: beside the output, moved there at the end; without one, where nothing stays."""
     if output is not None:
         with beside(Path(output), force=force) as target:
             yield target

@@ -21,11 +21,12 @@ from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept, names_of
 from bntool.placing import proof
+from bntool.placing.entry import InsertEntry
 from bntool.placing.flow import module_flow
 from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
 from bntool.placing.key_map import key_owners, moved_keys
 from bntool.placing.module_form import Placed, put_all
-from bntool.placing.options import InsertEntry, InsertReport, Options, Planned, check
+from bntool.placing.options import InsertReport, Options, Planned, check
 from bntool.placing.sites import Question, Seen, Site, find, watch
 from bntool.placing.state import observe, random_calls, set_similar, set_unchanging
 from bntool.pooling.batches import Call, calls, example_call

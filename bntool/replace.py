@@ -15,11 +15,12 @@ from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import apply, plan_of
 from bntool.errors import UsageError
+from bntool.globs import matches, selected
 from bntool.lazy import stand_ins
 from bntool.norms.kinds import KINDS, Setting, Spec, described
 from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
-from bntool.norms.submodules import matches, modes_kept, selected
+from bntool.norms.submodules import modes_kept
 from bntool.placing import proof
 from bntool.placing.sites import Seen, watch
 from bntool.pooling.batches import example_call

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("errors", "progress", "config", "result"),
+    ("errors", "progress", "config", "result", "globs"),
     ("algebra",),
     ("graphs",),
     ("changes", "search", "attempts", "plan", "branches", "branch_ops", "rewriting"),
@@ -20,7 +20,7 @@ FLOORS = (
     ("edits", "structure", "specs", "tracing"),
     ("tensors", "copying", "lazy", "fold_module", "program_edit"),
     (
-        *("sources", "pooling", "placing", "onnx_folding"),
+        *("sources", "pooling", "placing", "onnx_folding", "onnx_inserting"),
         *(
             "fold",
             "fold_job",
@@ -31,6 +31,7 @@ FLOORS = (
             "merging",
             "program_merge",
             "insert",
+            "insert_onnx",
             "calibrate",
             "replace",
             "health",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bntool.cli import screen
+from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.result import Result
@@ -29,6 +30,23 @@ def batches(data: str, batch_size: int) -> Any:
     from bntool.demo.training import digits
 
     return list(digits().images.split(batch_size))
+
+
+def arrays(data: str, batch_size: int) -> Any:
+    """The same for an ONNX model: a NumPy file is read without torch."""
+    path = Path(data)
+    if path.suffix not in (".npy", ".npz"):
+        return batches(data, batch_size)
+    from bntool.sources.arrays import array_batches
+
+    return array_batches(path, batch_size)
+
+
+def check_onnx(output: Path) -> None:
+    """Raises: UsageError."""
+    if output.suffix != ".onnx":
+        what = "an ONNX model is written as .onnx"
+        raise UsageError(what, where=str(output), next="Change the suffix.")
 
 
 @dataclass(frozen=True)

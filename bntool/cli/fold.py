@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bntool.cli import common, delivery, screen
-from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.result import FoldReport
@@ -98,10 +97,7 @@ def _fold_onnx(
     from bntool.sources.writing import check_target
 
     if output is not None:
-        if output.suffix != ".onnx":
-            raise UsageError(
-                "an ONNX model is written as .onnx", where=str(output), next="Change the suffix."
-            )
+        delivery.check_onnx(output)
         check_target(output, force=force)
     with screen.progress_bar() as progress:
         return fold_file(

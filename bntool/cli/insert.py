@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bntool.cli import common, delivery, screen
+from bntool.errors import UsageError
 
 if TYPE_CHECKING:
+    from bntool.insert_onnx import OnnxInsertReport
     from bntool.placing.options import InsertReport
 
 Norm = Literal["batch", "sync", "group", "layer", "instance", "rms", "renorm", "ghost", "frozen", "auto"]
@@ -67,7 +71,29 @@ def insert(
     Every layer that takes one gets a norm, set so that the model computes what it computed.
 
     Statistics come from --data, or from random inputs, and the report says which.
+
+    An ONNX file gets batch norms behind its layers, and stays an ONNX file.
     """
+    if model.endswith(".onnx") and weights is None:
+        only = {"--norm": norm != "batch", "--where": where != "before-activation", "--gated": gated}
+        _refuse_on_onnx({**only, "--init": init != "preserve", "--form": form != "module"})
+        report = _insert_onnx(
+            model,
+            output,
+            inputs,
+            data=None if data is None else delivery.arrays(data, batch_size or 64),
+            layers=layers,
+            include=include or (),
+            exclude=exclude or (),
+            batch_size=batch_size,
+            keep_bias=bias == "keep",
+            force=force,
+            dry_run=dry_run,
+        )
+        written = None if dry_run else output
+        delivery.present(report.to_dict(), lambda: show(report), written, dry_run=dry_run, as_json=as_json)
+        return
+
     from bntool.insert import insert
 
     loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
@@ -97,17 +123,64 @@ def insert(
     way.deliver(result, show)
 
 
-def show(report: InsertReport) -> None:
+def _refuse_on_onnx(given: Mapping[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            what = "an ONNX file takes batch norms behind its layers, outputs unchanged, and nothing else"
+            raise UsageError(what, where=option, next="Leave it out, or name the factory in Python.")
+
+
+def _insert_onnx(
+    model: str,
+    output: Path | None,
+    inputs: list[str] | None,
+    *,
+    dry_run: bool,
+    keep_bias: bool,
+    **options: Any,
+) -> OnnxInsertReport:
+    """File to file, without torch."""
+    from bntool.insert_onnx import insert_file
+    from bntool.onnx_inserting.put_in import Setting
+    from bntool.sources.inputs import parse_input
+    from bntool.sources.writing import check_target
+
+    if output is not None:
+        delivery.check_onnx(output)
+        check_target(output, force=options["force"])
+    with screen.progress_bar() as progress:
+        return insert_file(
+            model,
+            None if dry_run else output,
+            inputs=[parse_input(text) for text in inputs or ()],
+            setting=Setting(keep_bias=keep_bias),
+            progress=progress,
+            **options,
+        )
+
+
+def show(report: InsertReport | OnnxInsertReport) -> None:
     """A line per norm, what was left out and why, and how far the outputs moved."""
     rows = [(e.layer, e.norm, e.name, str(e.n_eff), e.why) for e in report.inserted]
     rows += [(layer, "none", "", "", reason) for layer, reason in report.left_out.items()]
     screen.table(("layer", "norm", "its name", "n_eff", "note"), rows, right=("n_eff",))
     screen.say(f"{len(report.inserted)} norms, statistics from {report.data}")
+    show_proof(report)
+    for note in report.notes:
+        screen.note(f"note: {note}")
+
+
+def show_proof(report: InsertReport | OnnxInsertReport) -> None:
+    """How far the outputs moved."""
+    from bntool.insert_onnx import OnnxInsertReport
+
+    if isinstance(report, OnnxInsertReport):
+        if report.verification is not None:
+            screen.say(delivery.verification_line(report.verification))
+        return
     if report.eval is not None:
-        found = report.eval
-        screen.say(f"eval mode: outputs moved by at most {found.max_rel_error:.1e} of their largest value")
+        moved = report.eval.max_rel_error
+        screen.say(f"eval mode: outputs moved by at most {moved:.1e} of their largest value")
     for proof in report.train:
         change = proof.note or f"outputs differ by {proof.relative_change:.2g} of their spread"
         screen.say(f"train mode, batch {proof.batch_size}: {change}")
-    for note in report.notes:
-        screen.note(f"note: {note}")

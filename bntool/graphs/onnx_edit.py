@@ -64,13 +64,17 @@ class Edit:
 
     def add_behind(self, scope: str, proto: NodeProto, name: str) -> None:
         """Put an Add of the tensor `name` behind the node."""
+        label = self.fresh(f"{proto.name or proto.output[0]}_bias")
+        self.put_behind(scope, proto, lambda x, y: helper.make_node("Add", [x, name], [y], name=label))
+
+    def put_behind(self, scope: str, proto: NodeProto, make: Callable[[str, str], NodeProto]) -> None:
+        """Put the node `make(input, output)` behind the node, for all who read it."""
         nodes = self.graph.scopes[scope].node
         place = next(i for i, node in enumerate(nodes) if node is proto)
         out = proto.output[0]
-        inner = self.fresh(f"{out}_unshifted")
+        inner = self.fresh(f"{out}_before")
         nodes[place].output[0] = inner
-        added = helper.make_node("Add", [inner, name], [out], name=self.fresh(f"{proto.name or out}_bias"))
-        nodes.insert(place + 1, added)
+        nodes.insert(place + 1, make(inner, out))
 
     def drop_bias(self, scope: str, slot: Slot) -> None:
         """Take a bias out that has come out all zero."""

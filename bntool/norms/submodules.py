@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -18,15 +17,6 @@ def parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that holds `name`, and under what attribute."""
     path, _, attribute = name.rpartition(".")
     return model.get_submodule(path), attribute
-
-
-def selected(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
-    """Whether the globs ask for `name`: nothing included means everything is."""
-    return (not (wanted := list(include)) or matches(name, wanted)) and not matches(name, exclude)
-
-
-def matches(name: str, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from bntool.edits import apply, record
 from bntool.errors import UsageError
+from bntool.globs import selected
 from bntool.graphs.fx_graph_form import free_name
-from bntool.norms.submodules import selected
 from bntool.placing.flow import Flow, called
 from bntool.placing.module_form import Placed, alike, taken_bias
 from bntool.placing.options import Options, Planned

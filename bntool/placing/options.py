@@ -7,6 +7,7 @@ from typing import Any
 
 from bntool.errors import UsageError
 from bntool.norms.kinds import KINDS, Spec
+from bntool.placing.entry import InsertEntry
 from bntool.placing.proof import EvalProof, TrainProof
 from bntool.placing.sites import WHERE, Question, Site
 from bntool.result import SCHEMA_VERSION
@@ -44,23 +45,6 @@ class Planned:
     @property
     def channel_dim(self) -> int:
         return -1 if self.site.setting and self.site.setting.last else 1
-
-
-@dataclass(frozen=True)
-class InsertEntry:
-    """One norm that was put in: its qualified name, the layer it belongs to, its kind, n_eff = N * H * W.
-
-    `bias` is "dropped" (into the norm), "kept" or "none"; `dead_channels` never vary on the data.
-    """
-
-    name: str
-    layer: str
-    norm: str
-    channels: int
-    n_eff: int
-    why: str = ""
-    bias: str = "none"
-    dead_channels: int = 0
 
 
 @dataclass(frozen=True)

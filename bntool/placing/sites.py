@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.edits import recorded
+from bntool.globs import matches, selected
 from bntool.norms.kinds import Setting
-from bntool.norms.submodules import matches, selected
 from bntool.placing.flow import (
     Flow,
     called,

@@ -30,6 +30,15 @@ def test_insert_writes_a_model_that_computes_the_same(run: Run, name: str) -> No
     assert run("verify", ref(name), "normed", "--json").json["ok"]
 
 
+def test_a_folded_onnx_file_gets_its_norms_back(run: Run) -> None:
+    found = run("fold", ref("resnet"), "-o", "folded.onnx", "--json").json
+    report = run("insert", "folded.onnx", "--unfold", "-o", "normed.onnx", "--json").json
+    assert len(report["inserted"]) == len(found["folded"]) == found["found"]
+    assert run("verify", ref("resnet"), "normed.onnx", "--json").json["ok"]
+    assert "and nothing else" in run("insert", "folded.onnx", "--norm", "group", "-o", "no.onnx", code=2).err
+    assert "Change the suffix" in run("insert", "folded.onnx", "-o", "no.pt2", code=2).err
+
+
 def test_graph_form_is_saved_as_a_bundle_and_with_its_weights(run: Run) -> None:
     for output in ("normed", "normed.safetensors"):
         run("insert", ref("lenet"), "--form", "graph", "-o", output)
