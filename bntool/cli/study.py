@@ -45,6 +45,7 @@ def study(
     vary: of.Vary = "",
     batch_size: of.BatchSize = 32,
     target: of.Target = 0.0,
+    optimizer: of.Optimizer = "sgd",
     loss: of.LossFn = "",
     inputs: common.Inputs = None,
     trust: common.Trust = False,
@@ -117,6 +118,7 @@ def study_settings(options: Mapping[str, Any]) -> dict[str, Any]:
         "vary",
         "batch_size",
         "target",
+        "optimizer",
         "trust",
     )
     found = {name: options[name] for name in (*same, "workers", "ray", "device")}

@@ -29,7 +29,7 @@ Seeds = Annotated[
 ]
 Budget = Annotated[str, typer.Option("--budget", metavar="TIME", help="90s, 3m, 1h: sets steps and grid.")]
 Tier = Annotated[
-    int | None, typer.Option("--tier", min=0, max=7, help="Set the size itself: the same on every machine.")
+    int | None, typer.Option("--tier", min=0, max=9, help="Set the size itself: the same on every machine.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="The first seed; the same seed gives the same study.")]
 Vary = Annotated[
@@ -38,6 +38,9 @@ Vary = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Batch size where it is not varied.")]
 Target = Annotated[
     float, typer.Option("--target", metavar="SCORE", help="The score of claim 2; 0: what the arms reach.")
+]
+Optimizer = Annotated[
+    str, typer.Option("--optimizer", help="sgd, momentum or adam: what every network is trained with.")
 ]
 LossFn = Annotated[
     str, typer.Option("--loss", metavar="FILE.py:FUNCTION", help="Your own loss(output, target).")

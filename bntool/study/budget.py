@@ -20,24 +20,22 @@ from bntool.study.data import Data
 from bntool.study.plan import TIERS, Plan, tiered
 from bntool.study.rehearsal import expected
 from bntool.study.setting import Setting, deterministic
-from bntool.study.training import EVALUATED, evaluation_steps, score, train
+from bntool.study.training import EVALUATED, SCORED, evaluation_steps, train
 from bntool.study.trial import COST, Trial
 
 #: share of the budget that trials may take by estimate: the rest is for starting, reporting and misjudging
-USED = 0.6
+USED = 0.9
+#: about how long one timing of training steps may take, and how many steps it has at most
+TIMING_S, TIMING_STEPS = 0.1, 20
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Measured on the plain arm and the one with the norm, the slower of the two.
-
-    Units: seconds; `step_s` by batch size; `score_s` for scoring EVALUATED examples.
-    """
+class ArmSpeed:
+    """Units: seconds; `step_s` by batch size; `score_s` for scoring EVALUATED examples."""
 
     build_s: float
     step_s: dict[int, float]
     score_s: float
-    finish_s: float
 
     def step(self, batch_size: int) -> float:
         """Linear between and beyond the two sizes measured."""
@@ -45,46 +43,70 @@ class Speed:
         slope = max(high - low, 0.0) / (large - small)
         return low + slope * (batch_size - small)
 
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the plain arm and of the one with the norm, which stands for the other norms too.
+
+    `finish` is how many times EVALUATED examples the last scores are taken on.
+    """
+
+    plain: ArmSpeed
+    normed: ArmSpeed
+    finish: float = 2.0
+
     def of(self, trial: Trial, plan: Plan, cost_s: float) -> float:
         """Seconds one trial takes on one core."""
         if COST in trial.measures:
             return cost_s
+        arm = self.plain if trial.norm == plan.baseline else self.normed
         deeper = 1.0
         if plan.depths and trial.vary:
             deeper = (1 + dict(trial.vary)[plan.vary]) / (1 + min(plan.depths))
-        scoring = len(evaluation_steps(trial.steps)) * self.score_s + self.finish_s
-        measuring = 6 * len(trial.measures) * self.step(128)
-        return deeper * (self.build_s + trial.steps * self.step(trial.batch_size) + scoring + measuring)
+        scored = self.finish + (len(evaluation_steps(trial.steps)) if trial.followed else 0.0)
+        measured = 6 * len(trial.measures) * arm.step(128)
+        return deeper * (
+            arm.build_s + trial.steps * arm.step(trial.batch_size) + scored * arm.score_s + measured
+        )
 
 
 def measure(setting: Setting, plan: Plan) -> Speed:
     """Train the two arms for a moment at two batch sizes."""
-    arms = (plan.baseline, plan.treated)
-    sizes = (2, max(plan.batch_size, 4))
-    build_s = max(timed(partial(setting.build, Trial(n, plan.seed))) for n in arms)
-    models = [setting.build(Trial(n, plan.seed)) for n in arms]
-    step_s = {size: max(stepping(setting, m, size) for m in models) for size in sizes}
-    test = setting.data.test.first(EVALUATED)
-    score_s = max(timed(partial(score, m, test, setting.data.task, setting.loss_fn)) for m in models)
-    whole = (len(setting.data.test) + len(setting.data.train)) / max(1, len(test))
-    return Speed(build_s, step_s, score_s, score_s * whole)
+    finish = (min(len(setting.data.test), SCORED) + min(len(setting.data.train), EVALUATED)) / min(
+        len(setting.data.test), EVALUATED
+    )
+    plain, normed = (arm_speed(setting, plan, norm) for norm in (plan.baseline, plan.treated))
+    return Speed(plain, normed, finish)
 
 
-def stepping(setting: Setting, model: nn.Module, batch_size: int, steps: int = 10) -> float:
-    trial = Trial("", 0, rate=1e-3, batch_size=batch_size)
-    few = Data("", setting.data.train.first(256), setting.data.test.first(1))
+def arm_speed(setting: Setting, plan: Plan, norm: str) -> ArmSpeed:
+    trial = Trial(norm, plan.seed, rate=1e-3, optimizer=plan.optimizer)
+    model = setting.build(trial)
+    build_s = timed(partial(setting.build, trial))
+    step_s = {size: stepping(setting, model, trial, size) for size in (2, max(plan.batch_size, 4))}
+    return ArmSpeed(
+        build_s, step_s, timed(partial(setting.scoring, model, setting.data.test.first(EVALUATED)))
+    )
 
-    def run(count: int) -> float:
-        return timed(lambda: train(model, few, trial.at(steps=count), loss_fn=setting.loss_fn), repeats=2)
 
-    return max((run(2 * steps) - run(steps)) / steps, 1e-5)
+def stepping(setting: Setting, model: nn.Module, trial: Trial, batch_size: int) -> float:
+    """Seconds a step takes: the difference between a longer and a shorter training."""
+    few = Data("", setting.data.train.first(2 * batch_size), setting.data.test.first(1))
+
+    def run(steps: int) -> float:
+        short = trial.at(steps=steps, batch_size=batch_size)
+        return timed(lambda: train(model, few, short, scoring=setting.scoring))
+
+    once = run(1)
+    more = max(1, min(TIMING_STEPS, int(TIMING_S / once)))
+    return max((run(1 + more) - once) / more, 1e-5)
 
 
 def timed(work: Callable[[], object], repeats: int = 3) -> float:
-    """The fastest of a few runs: seconds."""
-    taken = []
+    """The fastest of a few runs, of fewer where one is slow: seconds."""
+    taken: list[float] = []
     with deterministic():
-        for _ in range(repeats):
+        while len(taken) < repeats and sum(taken) < 5 * TIMING_S:
             began = time.perf_counter()
             work()
             taken.append(time.perf_counter() - began)
@@ -101,15 +123,28 @@ def duration(speed: Speed, plan: Plan, claims: Sequence[Claim], workers: int, co
 
 def choose_tier(
     speed: Speed, plan: Plan, claims: Sequence[Claim], workers: int, budget_s: float, cost_s: float
-) -> tuple[int, float]:
-    """The largest tier that fits, and how long it is expected to take; the smallest when none does."""
-    best = (0, duration(speed, tiered(plan, 0), claims, workers, cost_s))
+) -> int:
+    """The largest tier that fits; the smallest when none does."""
+    best = 0
     for tier in range(1, len(TIERS)):
-        taken = duration(speed, tiered(plan, tier), claims, workers, cost_s)
-        if taken > USED * budget_s:
+        if duration(speed, tiered(plan, tier), claims, workers, cost_s) > USED * budget_s:
             break
-        best = (tier, taken)
+        best = tier
     return best
+
+
+def too_long(
+    speed: Speed, plan: Plan, claims: Sequence[Claim], workers: int, budget_s: float, cost_s: float
+) -> tuple[str, ...]:
+    """Claims to leave out, longest first, so that the rest fits the budget; one is always measured."""
+    taken = {c.key: duration(speed, plan, [c], workers, cost_s) for c in claims}
+    left_out: list[str] = []
+    for key in sorted(taken, key=lambda k: -taken[k])[:-1]:
+        rest = [c for c in claims if c.key not in left_out]
+        if duration(speed, plan, rest, workers, cost_s) <= USED * budget_s:
+            break
+        left_out.append(key)
+    return tuple(left_out)
 
 
 def seconds(text: str | float) -> float:

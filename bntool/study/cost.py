@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bntool.bench.paired import compare_callables
 from bntool.study.arms import PLAIN
-from bntool.study.training import loss_for
+from bntool.study.training import optimizer_of
 from bntool.study.trial import Trial
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ def cost(setting: Setting, trial: Trial) -> dict[str, Any]:
     plain, normed = setting.build(trial.at(norm=PLAIN)), setting.build(trial)
     folded, note = folded_copy(normed, setting.example())
     batch = setting.data.train.first(trial.batch_size).to(setting.device)
-    loss_of = loss_for(setting.data.task, setting.loss_fn)
+    loss_of = setting.scoring.loss
 
     def stepping(model: nn.Module) -> Callable[[], object]:
         model = copy.deepcopy(model).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+        optimizer = optimizer_of(model, trial.at(rate=1e-6))
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)

@@ -19,6 +19,8 @@ from bntool.study.data import Data, Part, split, standardised
 FORMS = "digits, file.py:factory, pkg.mod:factory, a .npz or .safetensors with x and y, or a folder of images"
 #: examples read from an endless or huge iterable, at most
 MOST_EXAMPLES = 20_000
+#: keys that hold the target where an item is a dict
+TARGETS = ("y", "target", "targets", "label", "labels")
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"}
 
 
@@ -157,10 +159,7 @@ def from_examples(source: Any, name: str) -> Part:
     targets: list[Tensor] = []
     seen = 0
     for item in items(source):
-        if not (isinstance(item, tuple | list) and len(item) == 2):
-            advice = "An item has to be (inputs, target)."
-            raise LoadError(f"an item is a {type(item).__name__}", where=name, next=advice)
-        x, y = item[0], torch.as_tensor(item[1])
+        x, y = example(item, name)
         batched = batched or (isinstance(x, Tensor) and y.dim() == 1 and len(y) == len(x) > 1)
         inputs.append(x)
         targets.append(y)
@@ -168,6 +167,21 @@ def from_examples(source: Any, name: str) -> Part:
         if seen >= MOST_EXAMPLES:
             break
     return pair(join(inputs, batched), torch.cat(targets) if batched else torch.stack(targets), name)
+
+
+def example(item: Any, name: str) -> tuple[Any, Tensor]:
+    """(inputs, target) of a pair, or of a dict in which one key names the target. Raises: LoadError."""
+    if isinstance(item, Mapping):
+        found = [k for k in item if k in TARGETS]
+        inputs = tuple(v for k, v in item.items() if k not in found)
+        if len(found) == 1 and inputs:
+            return (inputs if len(inputs) > 1 else inputs[0]), torch.as_tensor(item[found[0]])
+        what = f"an item has the keys {', '.join(map(str, item))}"
+        raise LoadError(what, where=name, next=f"One of them has to be the target: {', '.join(TARGETS)}.")
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        advice = "An item has to be (inputs, target), or a dict with a target."
+        raise LoadError(f"an item is a {type(item).__name__}", where=name, next=advice)
+    return item[0], torch.as_tensor(item[1])
 
 
 def items(source: Any) -> Iterable[Any]:

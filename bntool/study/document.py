@@ -17,6 +17,7 @@ def document(study: Study) -> dict[str, Any]:
         "kind": "study",
         "model": study.model,
         "data": study.data,
+        "score": study.score,
         "notes": list(study.notes),
         "plan": study.plan.to_dict(),
         "multiplicity": multiplicity(study),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bntool.study.data import Part
+from bntool.study.scoring import Loss
 from bntool.study.signals import restore
-from bntool.study.training import Loss
 
 #: lengths of the step, as multiples of the learning rate
 LENGTHS = (0.5, 1.0, 2.0, 4.0)
@@ -20,23 +20,26 @@ LENGTHS = (0.5, 1.0, 2.0, 4.0)
 WORST = 1e6
 
 
-def landscape(model: nn.Module, part: Part, loss_of: Loss, rate: float) -> dict[str, float]:
+def landscape(
+    model: nn.Module, part: Part, loss_of: Loss, rate: float, optimizer: str = "sgd"
+) -> dict[str, float]:
     """`loss_range` and `gradient_change` over steps of 0.5 to 4 rates along the gradient of this batch.
 
-    `gradient_change` is the largest L2 distance between the gradient here and along the step. Weights and
-    running statistics are left as they were.
+    For Adam along the gradient's sign, which is its first step. `gradient_change` is the largest L2 distance
+    between the gradient here and along the step. Weights and running statistics are left as they were.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     start = [w.detach().clone() for w in weights]
-    here, direction = loss_and_gradient(model, part, loss_of, weights)
+    here, origin = loss_and_gradient(model, part, loss_of, weights)
+    direction = [g.sign() for g in origin] if optimizer == "adam" else origin
     losses, changes = [here], [0.0]
     try:
         for length in LENGTHS:
             move(weights, start, direction, -rate * length)
             loss, gradient = loss_and_gradient(model, part, loss_of, weights)
             losses.append(loss)
-            changes.append(distance(gradient, direction))
+            changes.append(distance(gradient, origin))
     finally:
         move(weights, start, direction, 0.0)
         restore(model, buffers)

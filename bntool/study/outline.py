@@ -18,16 +18,18 @@ from bntool.study.arms import PLAIN, check_norms, has_norms, is_control
 from bntool.study.backends import cores
 from bntool.study.claims.base import Claim
 from bntool.study.claims.table import chosen
+from bntool.study.claims.unmeasured import Unmeasured
 from bntool.study.data import Data
 from bntool.study.datasets import load_data
 from bntool.study.deepening import EXTRA, can_deepen
 from bntool.study.fitting import fit_inputs, fit_targets
 from bntool.study.plan import Plan, tiered
 from bntool.study.rehearsal import expected
+from bntool.study.scoring import Loss, start_loss
 from bntool.study.setting import Setting
 from bntool.study.source import ModelSource
-from bntool.study.training import Loss
-from bntool.study.trial import COST, Trial
+from bntool.study.training import EVALUATED
+from bntool.study.trial import COST, OPTIMIZERS, Trial
 
 #: share of the budget that goes into timing, and its bounds in seconds
 COST_SHARE, COST_LEAST, COST_MOST = 0.05, 1.0, 20.0
@@ -47,6 +49,7 @@ class Wishes:
     batch_size: int = 32
     workers: int | None = None
     target: float = 0.0
+    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def outline(setting: Setting, wishes: Wishes, *, progress: Progress = silent) ->
         seed=wishes.seed,
         target=wishes.target,
         batch_size=max(2, min(wishes.batch_size, len(setting.data.train) // 4)),
+        optimizer=known_optimizer(wishes.optimizer),
     )
     check_arms(setting, start)
     start = varied(start, setting, wishes.vary)
@@ -103,9 +107,25 @@ def outline(setting: Setting, wishes: Wishes, *, progress: Progress = silent) ->
     speed = budgets.measure(setting, start)
     tier = wishes.tier
     if tier is None:
-        tier, _ = budgets.choose_tier(speed, start, claims, workers, wishes.budget_s, cost_s)
+        tier = budgets.choose_tier(speed, start, claims, workers, wishes.budget_s, cost_s)
     plan = fit_to_data(sized(start, setting.source, tier, wishes), setting.data)
-    return settled(setting, claims, plan, workers, speed)
+    if tier == 0 and wishes.tier is None:
+        skipped = budgets.too_long(speed, plan, claims, workers, wishes.budget_s, cost_s)
+        plan = replace(plan, skipped=skipped)
+    return settled(setting, planned_claims(plan), plan, workers, speed)
+
+
+def planned_claims(plan: Plan) -> tuple[Claim, ...]:
+    """The plan's claims, those without time as ones that need no trial."""
+    return tuple(Unmeasured(c) if c.key in plan.skipped else c for c in chosen(plan.claims))
+
+
+def known_optimizer(name: str) -> str:
+    """Raises: UsageError."""
+    if name not in OPTIMIZERS:
+        what = f"unknown optimizer {name!r}"
+        raise UsageError(what, where="--optimizer", next=f"Use {', '.join(OPTIMIZERS)}.")
+    return name
 
 
 def settled(
@@ -143,7 +163,11 @@ def prepare(source: ModelSource, data: Any, example_inputs: Any, loss_fn: Loss |
     output = first_output(source, loaded)
     if loss_fn is None:
         loaded = fit_targets(loaded, output)
-    return Setting(source, loaded, loss_fn)
+    setting = Setting(source, loaded, loss_fn)
+    if loss_fn is not None:
+        begun = start_loss(source.fresh(0), loaded.test.first(EVALUATED), loss_fn)
+        setting = replace(setting, start_loss=begun)
+    return setting
 
 
 def as_tuple(inputs: Any) -> tuple[torch.Tensor, ...]:

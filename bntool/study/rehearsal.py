@@ -39,10 +39,11 @@ def made_up(plan: Plan, trial: Trial) -> dict[str, Any]:
     return {
         "steps": steps,
         "loss": [1.0] * len(steps),
-        "score": [score] * len(steps),
+        "score": [score] * len(steps) if trial.followed else [],
         "train_score": 1.0,
         "test_score": score if steps else 0.1,
         "diverged": False,
+        "chance": 0.1,
         SIGNALS: [{"step": m, "layers": layers} for m in marks],
         LANDSCAPE: [{"step": m, "loss_range": 1.0, "gradient_change": 1.0} for m in marks],
         "exact_score": score if EXACT in trial.measures else 0.0,

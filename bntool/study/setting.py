@@ -17,9 +17,10 @@ from bntool.study.data import Data
 from bntool.study.deepening import EXTRA, deepen
 from bntool.study.landscape import landscape
 from bntool.study.normstats import values_per_channel, variance_shift
+from bntool.study.scoring import Loss, Scoring
 from bntool.study.signals import signals
 from bntool.study.source import ModelSource, initialise
-from bntool.study.training import Loss, loss_for, score, train
+from bntool.study.training import SCORED, train
 from bntool.study.trial import COST, EXACT, LANDSCAPE, SHIFT, SIGNALS, Trial
 
 Result = dict[str, Any]
@@ -29,7 +30,10 @@ PROBED = 128
 
 @dataclass(frozen=True)
 class Setting:
-    """The model and data of a study; sent to every worker once. `cost_budget_s` is for one timing."""
+    """The model and data of a study; sent to every worker once.
+
+    `start_loss` is the untrained network's, for a loss of the user's own. `cost_budget_s` is for one timing.
+    """
 
     source: ModelSource
     data: Data
@@ -37,6 +41,11 @@ class Setting:
     device: str = "cpu"
     autocast: bool = False
     cost_budget_s: float = 4.0
+    start_loss: float = 1.0
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(self.data.task, self.loss_fn, self.start_loss)
 
     def example(self, count: int = 4) -> tuple[Tensor, ...]:
         return self.data.train.first(count).inputs
@@ -91,12 +100,18 @@ def trained(setting: Setting, trial: Trial) -> Result:
         model,
         data,
         trial,
-        loss_fn=setting.loss_fn,
+        scoring=setting.scoring,
         watch=watch,
         watch_at=watch.marks,
         autocast=setting.autocast,
     )
-    return {**asdict(curve), **watch.found, **after(setting, data, trial, model, curve.diverged)}
+    chance = setting.scoring.floor(data)
+    return {
+        **asdict(curve),
+        "chance": chance,
+        **watch.found,
+        **after(setting, data, trial, model, curve.diverged),
+    }
 
 
 class Watcher:
@@ -104,7 +119,7 @@ class Watcher:
 
     def __init__(self, setting: Setting, data: Data, trial: Trial) -> None:
         self.rate, self.measures = trial.rate, trial.measures
-        self.loss = loss_for(data.task, setting.loss_fn)
+        self.loss, self.optimizer = setting.scoring.loss, trial.optimizer
         self.probe = data.train.first(PROBED)
         self.found: Result = {}
         wanted = SIGNALS in trial.measures or LANDSCAPE in trial.measures
@@ -115,7 +130,7 @@ class Watcher:
             rows = [s.to_dict() for s in signals(model, self.probe, self.loss)]
             self.found.setdefault(SIGNALS, []).append({"step": step, "layers": rows})
         if LANDSCAPE in self.measures:
-            seen = landscape(model, self.probe, self.loss, self.rate)
+            seen = landscape(model, self.probe, self.loss, self.rate, self.optimizer)
             self.found.setdefault(LANDSCAPE, []).append({"step": step, **seen})
 
 
@@ -137,4 +152,4 @@ def with_exact_statistics(setting: Setting, data: Data, model: nn.Module) -> flo
 
     whole = data.train.first(2048)
     exact = calibrate(model, [tuple(x[i : i + 256] for x in whole.inputs) for i in range(0, len(whole), 256)])
-    return score(exact.model, data.test, data.task, setting.loss_fn)
+    return setting.scoring(exact.model, data.test.first(SCORED))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bntool.study.data import Part
+from bntool.study.scoring import Loss
 from bntool.study.source import WEIGHTED
-from bntool.study.training import Loss
 
 #: rows used for the effective rank: its cost grows with their square
 RANK_ROWS = 512

@@ -13,15 +13,15 @@ from bntool.report.study_markdown import study_markdown
 from bntool.study import budget as budgets
 from bntool.study.backends import Backend, Here, cores, local
 from bntool.study.claims.base import Finding
-from bntool.study.claims.table import chosen
 from bntool.study.document import document
 from bntool.study.journal import Journal, stored_plan
-from bntool.study.outline import Outline, Wishes, outline, prepare, settled
+from bntool.study.outline import Outline, Wishes, outline, planned_claims, prepare, settled
 from bntool.study.plan import Plan
 from bntool.study.recommend import Recommendation, recommend
 from bntool.study.scheduler import investigate
+from bntool.study.scoring import Loss
 from bntool.study.source import source_of
-from bntool.study.training import Loss
+from bntool.study.training import SCORED
 from bntool.study.trial import Trial
 
 Watch = Callable[[Trial, dict[str, Any]], None]
@@ -29,7 +29,10 @@ Watch = Callable[[Trial, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Study:
-    """The outcome: one finding a claim, and what follows for the model. `notes` say how data were fitted."""
+    """The outcome: one finding a claim, and what follows for the model.
+
+    `notes` say how data were fitted, `score` what a score is here.
+    """
 
     model: str
     data: str
@@ -38,6 +41,7 @@ class Study:
     recommendation: Recommendation
     notes: tuple[str, ...] = ()
     trials: int = 0
+    score: str = ""
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -70,6 +74,7 @@ def study(
     vary: str = "",
     batch_size: int = 32,
     target: float = 0.0,
+    optimizer: str = "sgd",
     loss_fn: Loss | None = None,
     example_inputs: Any = None,
     workers: int | None = None,
@@ -87,10 +92,11 @@ def study(
     `model` is a reference, a module (started anew for every seed) or a function that makes one. `data` is a
     reference ("digits", file.py:factory, .npz, .safetensors, a folder of images), tensors (x, y), data sets
     or loaders. `norms` are the baseline, the norm in question, then alternatives. `budget` ("3m", seconds)
-    chooses steps, grid and seeds before the first trial; `tier` (0 to 7) fixes them. `vary` names depths, as
-    in "depth=5,10,20". `target` is the score to reach in claim 2 (0: set by what the arms reach). `loss_fn`
-    takes the model's output and the targets. `run_dir` keeps finished trials, `resume` goes on there. `ray`
-    is a cluster's address ("local" starts one here). `watch` sees every result.
+    chooses steps, grid and seeds before the first trial; `tier` (0 to 9) fixes them. `vary` names depths, as
+    in "depth=5,10,20". `optimizer` is sgd, momentum or adam. `target` is the score to reach in claim 2 (0:
+    set by what the arms reach). `loss_fn` takes the model's output and the targets. `run_dir` keeps finished
+    trials, `resume` goes on there. `ray` is a cluster's address ("local" starts one here). `watch` sees every
+    result.
 
     Raises: UsageError when options, model and data do not go together; LoadError when one cannot be read;
     RunError when the model fails.
@@ -106,6 +112,7 @@ def study(
         batch_size,
         workers,
         target,
+        optimizer,
     )
     setting = prepare(source_of(model, trust=trust), data, example_inputs, loss_fn)
     setting = replace(setting, device=device, autocast=autocast)
@@ -113,7 +120,7 @@ def study(
     stored = stored_plan(folder) if folder is not None and resume else None
     if stored is not None:
         plan = Plan.from_dict(stored)
-        work = settled(setting, chosen(plan.claims), plan, workers or cores())
+        work = settled(setting, planned_claims(plan), plan, workers or cores())
     else:
         work = outline(setting, wishes, progress=progress)
     journal = Journal(folder, identity(work), resume=resume)
@@ -177,6 +184,7 @@ def carry_out(
         advice,
         setting.data.notes,
         len(journal.results),
+        f"{setting.scoring.name}, on {min(len(setting.data.test), SCORED)} test examples",
     )
 
 

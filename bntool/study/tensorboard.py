@@ -24,8 +24,11 @@ class Logs:
         if COST in trial.measures or not result["steps"]:
             return
         writer = self.writer(str(self.folder / run_name(trial)))
-        for step, loss, score in zip(result["steps"], result["loss"], result["score"], strict=True):
+        for step, loss in zip(result["steps"], result["loss"], strict=True):
             writer.add_scalar("loss", loss, step)
+        if not result["diverged"]:
+            writer.add_scalar("test score", result["test_score"], trial.steps)
+        for step, score in zip(result["steps"], result["score"], strict=False):
             writer.add_scalar("test score", score, step)
         writer.close()
 

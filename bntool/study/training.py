@@ -1,4 +1,4 @@
-"""Train one network, the same way for every arm: plain SGD, batches drawn from the seed alone.
+"""Train one network, the same way for every arm: one optimizer, batches drawn from the seed alone.
 
 A network that diverges is a result: training stops, `diverged` is true, its score is chance.
 """
@@ -8,27 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bntool.study.data import REGRESSION, Data, Part, class_sorted
-from bntool.study.fitting import readout
+from bntool.study.data import Data, Part, class_sorted
+from bntool.study.scoring import Scoring
 from bntool.study.trial import Trial
 
-Loss = Callable[[Any, Tensor], Tensor]
 #: a loss above this many times its start has left for good
 BLOWN_UP = 1e6
-#: examples that scores along the way are taken on; the last score uses all
+#: examples that scores along the way are taken on, and the last score on training examples
 EVALUATED = 512
+#: examples that the last test score is taken on
+SCORED = 2048
+MOMENTUM = 0.9
 
 
 @dataclass
 class Curve:
-    """What training went through: scores at `steps`, the loss averaged since the previous one.
+    """What training went through: the loss at `steps`, averaged since the one before; scores there of a trial
+    that is followed.
 
-    Units: `score` is accuracy (0..1), R2 for regression, minus the loss for a loss of the user's own.
+    Units: `score` as in `Scoring`, 1 at best.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -37,15 +39,6 @@ class Curve:
     train_score: float = math.nan
     test_score: float = math.nan
     diverged: bool = False
-
-
-def loss_for(task: str, loss_fn: Loss | None) -> Loss:
-    """Cross entropy or mean squared error on the model's readout, or the user's own on its raw output."""
-    if loss_fn is not None:
-        return loss_fn
-    if task == REGRESSION:
-        return lambda output, target: nn.functional.mse_loss(readout(output), target)
-    return lambda output, target: nn.functional.cross_entropy(readout(output), target)
 
 
 def batches(part: Part, size: int, seed: int, order: str) -> Iterator[Tensor]:
@@ -74,31 +67,6 @@ def evaluation_steps(steps: int) -> list[int]:
     return [*dict.fromkeys(marks), steps] if steps else []
 
 
-@torch.no_grad()
-def score(model: nn.Module, part: Part, task: str, loss_fn: Loss | None = None) -> float:
-    """Accuracy, R2, or minus the user's own loss, in eval mode; NaN when an output is not finite."""
-    training = model.training
-    model.eval()
-    outputs = [model(*chunk.inputs) for chunk in chunks(part)]
-    model.train(training)
-    if loss_fn is not None:
-        weights = [len(c) for c in chunks(part)]
-        losses = [float(loss_fn(o, c.targets)) for o, c in zip(outputs, chunks(part), strict=True)]
-        return -sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
-    values = torch.cat([readout(o).float() for o in outputs])
-    if not values.isfinite().all():
-        return math.nan
-    if task == REGRESSION:
-        residual = (values - part.targets).square().sum()
-        return float(1.0 - residual / (part.targets - part.targets.mean(0)).square().sum())
-    return float((values.argmax(1) == part.targets).float().mean())
-
-
-def chunks(part: Part, size: int = 512) -> Iterator[Part]:
-    for start in range(0, len(part), size):
-        yield Part(tuple(x[start : start + size] for x in part.inputs), part.targets[start : start + size])
-
-
 Watch = Callable[[nn.Module, int], None]
 
 
@@ -107,7 +75,7 @@ def train(
     data: Data,
     trial: Trial,
     *,
-    loss_fn: Loss | None = None,
+    scoring: Scoring,
     watch: Watch | None = None,
     watch_at: tuple[int, ...] = (),
     autocast: bool = False,
@@ -115,8 +83,8 @@ def train(
     """Train `model` in place as `trial` says. `watch` is called before step `s` for every s in `watch_at`."""
     part = data.train.first(trial.examples) if trial.examples else data.train
     probe = data.test.first(EVALUATED)
-    loss_of, curve = loss_for(data.task, loss_fn), Curve()
-    optimizer = torch.optim.SGD(model.parameters(), lr=trial.rate)
+    loss_of, curve = scoring.loss, Curve()
+    optimizer = optimizer_of(model, trial)
     marks, pending = set(evaluation_steps(trial.steps)), []
     torch.manual_seed(trial.seed)
     model.train()
@@ -136,27 +104,31 @@ def train(
         loss.backward()
         optimizer.step()
         if step in marks:
-            value = score(model, probe, data.task, loss_fn)
-            record(curve, step, pending, value if math.isfinite(value) else data.chance)
+            curve.steps.append(step)
+            curve.loss.append(sum(pending) / len(pending))
             pending = []
+            if trial.followed:
+                value = scoring(model, probe)
+                curve.score.append(value if math.isfinite(value) else scoring.floor(data))
     if watch is not None and trial.steps in watch_at and not curve.diverged:
         watch(model, trial.steps)
-    finish(curve, model, part, data, loss_fn)
+    finish(curve, model, part, data, scoring)
     return curve
 
 
-def record(curve: Curve, step: int, losses: list[float], value: float) -> None:
-    curve.steps.append(step)
-    curve.loss.append(sum(losses) / len(losses))
-    curve.score.append(value)
+def optimizer_of(model: nn.Module, trial: Trial) -> torch.optim.Optimizer:
+    """Plain SGD, SGD with momentum .9, or Adam: no weight decay, a constant rate."""
+    if trial.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=trial.rate)
+    momentum = MOMENTUM if trial.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(model.parameters(), lr=trial.rate, momentum=momentum)
 
 
-def finish(curve: Curve, model: nn.Module, part: Part, data: Data, loss_fn: Loss | None) -> None:
+def finish(curve: Curve, model: nn.Module, part: Part, data: Data, scoring: Scoring) -> None:
     """Take the last scores; a network with outputs that are not finite has diverged too."""
     if not curve.diverged:
-        curve.test_score = score(model, data.test, data.task, loss_fn)
-        curve.train_score = score(model, part, data.task, loss_fn)
+        curve.test_score = scoring(model, data.test.first(SCORED))
+        curve.train_score = scoring(model, part.first(EVALUATED))
         curve.diverged = not (math.isfinite(curve.test_score) and math.isfinite(curve.train_score))
     if curve.diverged:
-        worst = min([v for v in curve.score if math.isfinite(v)], default=-math.log(1e3)) if loss_fn else None
-        curve.test_score = curve.train_score = data.chance if worst is None else worst
+        curve.test_score = curve.train_score = scoring.floor(data)

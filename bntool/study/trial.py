@@ -9,6 +9,7 @@ from typing import Any
 
 #: what is measured during or after training, besides the scores
 SIGNALS, LANDSCAPE, EXACT, SHIFT, COST = "signals", "landscape", "exact", "shift", "cost"
+OPTIMIZERS = ("sgd", "momentum", "adam")
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class Trial:
     """An arm (norm, dropout, init, varied arguments), its hyperparameters and its seed.
 
     `examples` cuts the training part (0: all), `order` is "shuffled" or "sorted" (batches of one class),
-    `measures` name extra measurements. Trials that agree in everything share one result.
-    Units: `rate` is SGD's step size; `steps` are updates.
+    `measures` name extra measurements, `optimizer` is one of OPTIMIZERS. Trials that agree in everything
+    share one result.
+    Units: `rate` is the optimizer's step size; `steps` are updates.
     """
 
     norm: str
@@ -31,6 +33,14 @@ class Trial:
     examples: int = 0
     vary: tuple[tuple[str, Any], ...] = ()
     measures: tuple[str, ...] = ()
+    optimizer: str = "sgd"
+
+    @property
+    def followed(self) -> bool:
+        """Whether scores are taken along the way, which costs as much as a short training: only of ordinary
+        training, where a claim asks how soon a score is reached.
+        """
+        return self.order == "shuffled" and not (self.measures or self.dropout or self.examples or self.vary)
 
     @property
     def key(self) -> str:

@@ -20,4 +20,4 @@ def test_norms_made_for_small_batches_are_swept_too() -> None:
 
 def test_small_studies_sweep_one_other_norm_large_ones_all() -> None:
     assert compared(Plan(tier=3)) == ("batch", "group")
-    assert compared(Plan(tier=6)) == ("batch", "group", "layer")
+    assert compared(Plan(tier=7)) == ("batch", "group", "layer")

@@ -39,7 +39,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", [0, 11])
 def test_identical_arms_show_nothing(seed: int) -> None:
     setting = setting_of(MLP)
-    plan = replace(tiny_for(setting, norms=ARMS, seed=seed), steps=12)
+    # long enough for every arm to learn: where none does a study has nothing to compare, and says so
+    longer = {"steps": 40, "rates": (0.2, 0.6), "batch_sizes": (4, 16), "small_steps": 40}
+    plan = replace(tiny_for(setting, norms=ARMS, seed=seed), **longer)
     found = findings_of(setting, plan)
     assert {f.claim: str(f.verdict) for f in found.values()} == dict.fromkeys(plan.claims, "not shown")
 
@@ -49,13 +51,22 @@ def test_identical_arms_show_nothing(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_identical_arms_show_nothing_in_a_study_that_learns(seed: int) -> None:
     setting = setting_of(MLP)
-    plan = replace(tiered(Plan(norms=ARMS, seed=100 * seed), 1), vary="depth", depths=(3, 6))
+    plan = replace(tiered(Plan(norms=ARMS, seed=100 * seed), 2), vary="depth", depths=(3, 6))
     pool = Processes(cores())
     try:
         found = findings_of(setting, plan, pool)
     finally:
         pool.close()
     assert {f.claim: str(f.verdict) for f in found.values()} == dict.fromkeys(plan.claims, "not shown")
+
+
+@pytest.mark.usefixtures("clock")
+def test_networks_that_never_learn_are_no_evidence_of_absence() -> None:
+    setting = setting_of(MLP)
+    plan = replace(tiny_for(setting, norms=ARMS, claims=("depth", "small-batches")), rates=(1e-9,), steps=2)
+    found = findings_of(setting, plan)
+    assert {str(f.verdict) for f in found.values()} == {"inconclusive"}
+    assert "no network learns" in " ".join(found["small-batches"].conditions)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bntool.errors import LoadError, UsageError
 from bntool.study.data import REGRESSION, class_sorted
@@ -75,6 +76,46 @@ def test_objects_a_factory_may_give() -> None:
         assert data.classes == 3
     both = load_data((DataLoader(whole, batch_size=8), TensorDataset(X[:9], Y[:9])))
     assert (len(both.train), len(both.test)) == (60, 9)
+
+
+class Dicts(Dataset):
+    """Items are dicts, as many data sets give them."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return dict(zip(self.keys, (X[row], Y[row], X[row] + 1), strict=False))
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(X, Y, strict=True)
+
+
+@pytest.mark.parametrize("keys", [("x", "y"), ("pixels", "label")])
+def test_items_may_be_dicts(keys: tuple[str, str]) -> None:
+    for made in (Dicts(*keys), DataLoader(Dicts(*keys), batch_size=7)):
+        data = load_data(made)
+        assert sorted(data.train.targets.tolist() + data.test.targets.tolist()) == sorted(Y.tolist())
+        rows = {tuple(r) for r in torch.cat([data.train.inputs[0], data.test.inputs[0]]).tolist()}
+        assert rows == {tuple(r) for r in X.tolist()}
+
+
+def test_what_a_dict_holds_besides_the_target_is_input() -> None:
+    data = load_data(Dicts("a", "target", "b"))
+    assert torch.equal(data.train.inputs[1], data.train.inputs[0] + 1)
+    with pytest.raises(LoadError, match="a, answer"):
+        load_data(Dicts("a", "answer"))
+
+
+def test_streams_are_read_to_their_end() -> None:
+    for made in (Stream(), DataLoader(Stream(), batch_size=8)):
+        data = load_data(made)
+        assert (len(data.train), len(data.test)) == (48, 12)
 
 
 def test_a_factory_in_a_file(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from torch import nn
 import bntool
 from bntool.cli.app import run
 from bntool.errors import UsageError
-from bntool.study.budget import USED, Speed, choose_tier, seconds
+from bntool.study.budget import USED, ArmSpeed, Speed, choose_tier, duration, seconds, too_long
+from bntool.study.claims.base import Known
 from bntool.study.claims.table import CLAIMS, chosen
-from bntool.study.outline import Wishes, outline
+from bntool.study.outline import Wishes, outline, planned_claims
 from bntool.study.plan import TIERS, Plan, tiered
 from bntool.study.rehearsal import expected
 
@@ -41,6 +42,10 @@ def data(n=120):
 def loss(output, target):
     return (output - target).abs().mean()
 """
+
+FAST_ARM = ArmSpeed(0.01, {2: 0.0004, 32: 0.0006}, 0.0004)
+SLOW_ARM = ArmSpeed(0.05, {2: 0.02, 32: 0.03}, 0.02)
+FAST, SLOW = Speed(FAST_ARM, FAST_ARM), Speed(SLOW_ARM, SLOW_ARM)
 
 
 @pytest.fixture
@@ -90,20 +95,31 @@ def test_the_same_seed_gives_the_same_study() -> None:
 
 def test_speed_decides_the_tier_and_nothing_else() -> None:
     plan, claims = replace(Plan(), vary="depth", depths=(3, 9)), chosen(["all"])
-    fast = Speed(0.01, {2: 0.0004, 32: 0.0006}, 0.0004, 0.002)
-    slow = Speed(0.05, {2: 0.02, 32: 0.03}, 0.02, 0.1)
-    tiers = [choose_tier(s, plan, claims, 2, 180.0, 9.0) for s in (fast, slow)]
-    assert tiers[0][0] > tiers[1][0]
-    for tier, taken in tiers:
-        assert tier == 0 or taken <= USED * 180.0
+    tiers = [choose_tier(s, plan, claims, 2, 180.0, 9.0) for s in (FAST, SLOW)]
+    assert tiers[0] > tiers[1]
+    for speed, tier in zip((FAST, SLOW), tiers, strict=True):
+        assert tier == 0 or duration(speed, tiered(plan, tier), claims, 2, 9.0) <= USED * 180.0
     assert tiered(plan, 3) == tiered(plan, 3)
 
 
 def test_every_tier_costs_more_than_the_one_before() -> None:
-    speed = Speed(0.01, {2: 0.0004, 32: 0.0006}, 0.0004, 0.002)
     plans = [tiered(replace(Plan(), vary="depth", depths=(3, 9)), k) for k in range(len(TIERS) - 1)]
-    costs = [sum(speed.of(t, p, 9.0) for t in expected(p, CLAIMS)) for p in plans]
+    costs = [sum(FAST.of(t, p, 9.0) for t in expected(p, CLAIMS)) for p in plans]
     assert all(b > 1.2 * a for a, b in pairwise(costs)), costs
+
+
+def test_claims_without_time_are_left_out_longest_first_and_said_to_be() -> None:
+    plan, claims = tiered(replace(Plan(), vary="depth", depths=(3, 9)), 0), chosen(["all"])
+    none = too_long(FAST, plan, claims, 2, 180.0, 9.0)
+    some = too_long(SLOW, plan, claims, 2, 60.0, 3.0)
+    nearly_all = too_long(SLOW, plan, claims, 2, 1.0, 3.0)
+    assert none == ()
+    assert 0 < len(some) < len(nearly_all) == len(claims) - 1
+    rest = planned_claims(replace(plan, skipped=some))
+    assert duration(SLOW, plan, rest, 2, 3.0) <= USED * 60.0
+    finding = next(c for c in rest if c.key == some[0]).judge(plan, Known({}))
+    assert finding.verdict == "inconclusive"
+    assert "budget" in finding.headline
 
 
 @pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("3m", 180), ("1.5h", 5400), (7, 7)])
@@ -118,6 +134,7 @@ def test_times(text: str | float, value: float) -> None:
         (Wishes(norms=("none",)), "at least two"),
         (Wishes(norms=("none", "instance")), "instance norm has no place"),
         (Wishes(claims=("8",)), "unknown claim"),
+        (Wishes(optimizer="lbfgs"), "unknown optimizer"),
         (Wishes(vary="width=1"), "cannot read"),
         (Wishes(vary="breadth=1,2"), "no argument 'breadth'"),
     ],

@@ -14,9 +14,10 @@ from torch import nn
 from bntool.study.arms import make_arm, with_dropout
 from bntool.study.data import Part
 from bntool.study.deepening import EXTRA
+from bntool.study.scoring import Scoring
 from bntool.study.setting import run_trial
 from bntool.study.source import ModelSource, initialise, source_of
-from bntool.study.training import batches, evaluation_steps, score
+from bntool.study.training import batches, evaluation_steps
 from bntool.study.trial import EXACT, LANDSCAPE, SHIFT, SIGNALS, Trial
 
 
@@ -36,8 +37,10 @@ def test_measuring_changes_nothing() -> None:
     setting = setting_of(MLP)
     plain = run_trial(setting, Trial("batch", 0, 0.1, 8))
     watched = run_trial(setting, Trial("batch", 0, 0.1, 8, measures=(SIGNALS, LANDSCAPE)))
-    assert plain["score"] == watched["score"]
+    assert plain["test_score"] == watched["test_score"]
     assert plain["loss"] == watched["loss"]
+    assert plain["score"]
+    assert not watched["score"], "scores along the way are for ordinary training"
 
 
 def test_arms_share_weights_and_the_order_of_data() -> None:
@@ -81,14 +84,33 @@ def test_steps_of_evaluation_are_ratios_and_end_at_the_end() -> None:
     assert evaluation_steps(0) == []
 
 
+def zeroed(module: nn.Module) -> None:
+    nn.init.zeros_(module.weight)
+    nn.init.constant_(module.bias, -5.0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_optimizers_differ_and_all_learn(optimizer: str) -> None:
+    setting = setting_of(MLP)
+    rate = {"sgd": 0.2, "momentum": 0.03, "adam": 0.003}[optimizer]
+    found = run_trial(setting, Trial("batch", 0, rate, 60, optimizer=optimizer, measures=(LANDSCAPE,)))
+    assert found["test_score"] > 0.8
+    weights = run_trial(setting, Trial("batch", 0, 0.003, 5))["loss"]
+    other = run_trial(setting, Trial("batch", 0, 0.003, 5, optimizer=optimizer))["loss"]
+    assert (weights == other) == (optimizer == "sgd")
+
+
 def test_scores() -> None:
     part = Part((torch.eye(4),), torch.tensor([0, 1, 2, 0]))
-    assert score(nn.Identity(), part, "classification") == 0.75
+    assert Scoring("classification")(nn.Identity(), part) == 0.75
     numbers = Part((torch.tensor([[1.0], [2.0], [3.0]]),), torch.tensor([[1.0], [2.0], [3.0]]))
-    assert score(nn.Identity(), numbers, "regression") == 1.0
-    assert score(nn.Identity(), numbers, "regression", lambda o, t: (o - t).abs().mean() + 2) == -2.0
+    assert Scoring("regression")(nn.Identity(), numbers) == 1.0
+    assert Scoring("regression")(nn.Linear(1, 1).requires_grad_(False).apply(zeroed), numbers) == 0.0
+    own = Scoring("regression", lambda o, t: (o - t).abs().mean() + 2, start_loss=8.0)
+    assert own(nn.Identity(), numbers) == 0.75, "three quarters of the untrained loss are gone"
+    assert own(nn.Linear(1, 1).apply(lambda m: nn.init.constant_(m.bias, 1e3)), numbers) == 0.0
     broken = Part((torch.full((2, 3), math.nan),), torch.tensor([0, 1]))
-    assert math.isnan(score(nn.Identity(), broken, "classification"))
+    assert math.isnan(Scoring("classification")(nn.Identity(), broken))
 
 
 def test_dropout_goes_on_inputs_of_linears_that_do_not_read_the_data() -> None:

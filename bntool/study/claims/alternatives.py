@@ -19,6 +19,7 @@ from bntool.study.claims.base import (
     top,
     tune,
 )
+from bntool.study.claims.unmeasured import unmeasured
 from bntool.study.plan import Plan
 from bntool.study.statistics import paired_t
 from bntool.study.trial import Trial
@@ -59,15 +60,8 @@ def best_other(plan: Plan, grids: Mapping[str, Mapping[float, float]], order: st
 
 
 def without_others() -> Finding:
-    return Finding(
-        7,
-        Alternatives.key,
-        Alternatives.question,
-        Verdict.INCONCLUSIVE,
-        "Not measured: no other norm was named.",
-        "Needs a third arm.",
-        conditions=("Name more norms: --norms none,batch,group,layer.",),
-    )
+    advice = "Name more norms: --norms none,batch,group,layer."
+    return unmeasured(7, Alternatives.key, Alternatives.question, "no other norm was named.", advice)
 
 
 def finding(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from bntool.study.arms import PLAIN, is_control
 from bntool.study.plan import Plan
@@ -14,6 +14,7 @@ from bntool.study.trial import Trial
 from bntool.study.verdict import Measure, Verdict
 
 Result = Mapping[str, Any]
+Cell = TypeVar("Cell")
 
 
 class Needed(Exception):
@@ -104,13 +105,18 @@ def scores(results: Iterable[Result]) -> list[float]:
     return [float(r["test_score"]) for r in results]
 
 
+def chance_in(results: Iterable[Result]) -> float:
+    """The score of a network that knows nothing, which is the same for all."""
+    return float(next(iter(results))["chance"])
+
+
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def grid(plan: Plan, norm: str, rates: Sequence[float], **changes: Any) -> list[Trial]:
-    """Every rate with every tuning seed."""
-    return [plan.trial(norm, seed, rate, **changes) for rate in rates for seed in plan.tuned_on]
+def grid(plan: Plan, norm: str, rates: Sequence[float], seeds: Iterable[int], **changes: Any) -> list[Trial]:
+    """Every rate with every seed."""
+    return [plan.trial(norm, seed, rate, **changes) for rate in rates for seed in seeds]
 
 
 def best_rate(results: Mapping[float, Sequence[float]]) -> float:
@@ -131,7 +137,10 @@ def tune(
     """Mean score at each coarse rate for every cell (name -> norm and changes); all grids asked for at
     once.
     """
-    trials = {name: grid(plan, norm, plan.coarse_rates, **changes) for name, (norm, changes) in cells.items()}
+    trials = {
+        name: grid(plan, norm, plan.coarse_rates, plan.tuned_on, **changes)
+        for name, (norm, changes) in cells.items()
+    }
     known.all(t for cell in trials.values() for t in cell)
     return {
         name: {rate: mean(v) for rate, v in by_rate(cell, scores(known.all(cell))).items()}
@@ -141,6 +150,16 @@ def tune(
 
 def top(means: Mapping[float, float]) -> float:
     return best_rate({rate: [value] for rate, value in means.items()})
+
+
+#: share of the way from chance to the best score that a network has to go to count as having learnt
+LEARNT = 0.25
+
+
+def learners(reached: Mapping[Cell, float], chance: float) -> set[Cell]:
+    """The cells that have learnt something, compared with the best of them."""
+    best = max(reached.values())
+    return {cell for cell, value in reached.items() if value >= chance + LEARNT * (best - chance) > chance}
 
 
 def matched(*cells: Mapping[float, float]) -> float:

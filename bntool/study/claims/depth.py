@@ -12,13 +12,17 @@ from bntool.study.claims.base import (
     Table,
     across,
     called,
+    chance_in,
     difference,
+    learners,
     mean,
     repeated,
     scores,
     top,
     tune,
 )
+from bntool.study.claims.unmeasured import unmeasured
+from bntool.study.deepening import EXTRA
 from bntool.study.plan import Plan
 from bntool.study.statistics import paired_t
 from bntool.study.trial import Trial
@@ -38,7 +42,7 @@ class Depth:
 
     def judge(self, plan: Plan, known: Known) -> Finding:
         if not plan.vary:
-            return without_depth(plan)
+            return without_depth()
         cells = {
             (norm, init, depth): (norm, {"init": init, "vary": ((plan.vary, depth),)})
             for norm in (plan.baseline, plan.treated)
@@ -51,25 +55,33 @@ class Depth:
             c: repeated(plan, norm, rates[c], **changes) for c, (norm, changes) in cells.items()
         }
         known.all(t for cell in trials.values() for t in cell)
-        return finding(plan, {c: known.all(t) for c, t in trials.items()}, rates)
+        reached = {c: max(grids[str(c)].values()) for c in cells}
+        runs = {c: known.all(t) for c, t in trials.items()}
+        chance = chance_in(next(iter(runs.values())))
+        return finding(plan, runs, rates, decisive_depth(plan, reached, chance))
 
 
-def without_depth(plan: Plan) -> Finding:
-    return Finding(
-        4,
-        Depth.key,
-        Depth.question,
-        Verdict.INCONCLUSIVE,
-        "Not measured: the model has one depth only.",
-        "Needs a factory with an argument for its depth.",
-        conditions=("Give the factory an argument such as depth=, or name yours: --vary depth=5,10,20,30.",),
-    )
+def without_depth() -> Finding:
+    advice = "Give the factory an argument such as depth=, or name yours: --vary depth=5,10,20,30."
+    return unmeasured(4, Depth.key, Depth.question, "the model has one depth only.", advice)
 
 
-def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, float]) -> Finding:
-    deepest, own = max(plan.depths), plan.depth_inits[0]
+def decisive_depth(plan: Plan, reached: Mapping[Cell, float], chance: float) -> int:
+    """The greatest depth at which one of the arms learns as made: where none does, nothing is compared.
+
+    `reached`: each cell's best score on the tuning seeds, so that the measured ones do not choose.
+    """
+    learnt = learners(reached, chance)
+    own = {depth for norm, init, depth in learnt if init == plan.depth_inits[0]}
+    return max(own, default=min(plan.depths))
+
+
+def finding(
+    plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, float], deepest: int
+) -> Finding:
+    own = plan.depth_inits[0]
     measures = [
-        measure(plan, runs, init, depth)
+        measure(plan, runs, init, depth, deepest)
         for init in plan.depth_inits
         for depth in sorted(plan.depths, reverse=True)
     ]
@@ -79,44 +91,56 @@ def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, 
         4,
         Depth.key,
         Depth.question,
-        primary.verdict,
-        f"At {plan.vary} {deepest} the test score is {ends[plan.baseline]:.3f} without and "
-        f"{ends[plan.treated]:.3f} with "
-        f"{called(plan.treated)} ({own} initialisation).",
+        Verdict.INCONCLUSIVE if deepest == min(plan.depths) else primary.verdict,
+        f"With {at_depth(plan, deepest)} the test score is {ends[plan.baseline]:.3f} without and "
+        f"{ends[plan.treated]:.3f} with {called(plan.treated)} ({own} initialisation).",
         f"{plan.vary} = {', '.join(map(str, plan.depths))}; initialisations "
         f"{', '.join(plan.depth_inits)}; the rate tuned "
         f"for each cell on {plan.tuning_seeds} other seeds; {plan.steps} steps, {plan.seeds} paired "
         "seeds. Decides: the "
-        f"test score at the greatest depth with the model's own initialisation; {MATTERS:g} counts.",
+        "test score with the model's own initialisation, at the greatest depth at which one of the two "
+        f"learns; {MATTERS:g} counts.",
         tuple(measures),
-        tuple(conditions(plan, measures, runs)),
+        tuple(conditions(plan, measures, runs, deepest)),
         tuple(chart(plan, runs, init) for init in plan.depth_inits),
         (table(plan, runs, rates),),
         {"scores": {"/".join(map(str, c)): scores(r) for c, r in runs.items()}},
     )
 
 
-def measure(plan: Plan, runs: Mapping[Cell, list[Result]], init: str, depth: int) -> Measure:
-    primary = init == plan.depth_inits[0] and depth == max(plan.depths)
+def at_depth(plan: Plan, depth: int) -> str:
+    """In a sentence: depth 10, 3 extra layers behind each."""
+    return f"{depth} {EXTRA} behind each" if plan.vary == EXTRA else f"{plan.vary} {depth}"
+
+
+def measure(plan: Plan, runs: Mapping[Cell, list[Result]], init: str, depth: int, deepest: int) -> Measure:
+    primary = init == plan.depth_inits[0] and depth == deepest
     treated, base = (scores(runs[n, init, depth]) for n in (plan.treated, plan.baseline))
     effect = difference(treated, base, plan.family_level if primary else plan.level)
     return Measure(
-        f"test score at {plan.vary} {depth}, {init} initialisation", effect, MATTERS, "of score", primary
+        f"test score, {at_depth(plan, depth)}, {init} initialisation", effect, MATTERS, "of score", primary
     )
 
 
-def conditions(plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Result]]) -> list[str]:
-    deepest, said = max(plan.depths), unfinished(plan, runs)
+def conditions(
+    plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Result]], deepest: int
+) -> list[str]:
+    said = unfinished(plan, runs, deepest)
+    if deepest < max(plan.depths):
+        said.append(
+            f"With {at_depth(plan, max(plan.depths))} neither network learns in {plan.steps} steps "
+            "with its own initialisation."
+        )
     found = {m.name: m for m in measures}
     for init in plan.depth_inits[1:]:
-        m = found[f"test score at {plan.vary} {deepest}, {init} initialisation"]
+        m = found[f"test score, {at_depth(plan, deepest)}, {init} initialisation"]
         without, with_norm = (mean(scores(runs[n, init, deepest])) for n in (plan.baseline, plan.treated))
         said.append(
-            f"With {init_name(init)} initialisation at {plan.vary} {deepest}: {m.verdict} "
+            f"With {init_name(init)} initialisation and {at_depth(plan, deepest)}: {m.verdict} "
             f"({without:.3f} without, {with_norm:.3f} with)."
         )
         own = next(x for x in measures if x.primary).verdict
-        if own is Verdict.SHOWN and m.verdict is not Verdict.SHOWN:
+        if own is Verdict.SHOWN and m.verdict in (Verdict.NOT_SHOWN, Verdict.REVERSED):
             said.append(
                 f"So it is the initialisation that fails at this depth; {init_name(init)} repairs it "
                 "without a norm."
@@ -124,12 +148,12 @@ def conditions(plan: Plan, measures: list[Measure], runs: Mapping[Cell, list[Res
     return said
 
 
-def unfinished(plan: Plan, runs: Mapping[Cell, list[Result]]) -> list[str]:
+def unfinished(plan: Plan, runs: Mapping[Cell, list[Result]], deepest: int) -> list[str]:
     """Cells that learnt something but were still learning: more steps could change their score."""
     said = []
     for (norm, init, depth), results in runs.items():
         fit = mean([float(r["train_score"]) for r in results])
-        if depth == max(plan.depths) and 0.5 < fit < FITTED:
+        if depth == deepest and 0.5 < fit < FITTED:
             said.append(
                 f"{called(norm).capitalize()} with {init_name(init)} initialisation has not been trained "
                 f"to the end in {plan.steps} steps (training score {fit:.2f}): so this is speed as well."

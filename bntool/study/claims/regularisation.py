@@ -158,7 +158,8 @@ def judged(
                     "trained to the end, so this compares speed rather than generalisation."
                 )
     verdict = every(m.verdict for m in primary)
-    return (Verdict.INCONCLUSIVE if said and verdict is Verdict.SHOWN else verdict), said
+    unsafe = said and verdict in (Verdict.SHOWN, Verdict.REVERSED)
+    return (Verdict.INCONCLUSIVE if unsafe else verdict), said
 
 
 def headline(primary: list[Measure], plan: Plan, runs: Runs, rates: Mapping[str, float]) -> str:

@@ -13,14 +13,16 @@ from bntool.study.claims.base import (
     Table,
     across,
     called,
+    chance_in,
     difference,
+    learners,
     mean,
     repeated,
     scores,
     top,
     tune,
 )
-from bntool.study.plan import Plan
+from bntool.study.plan import THOROUGH, Plan
 from bntool.study.statistics import paired_t
 from bntool.study.trial import EXACT, Trial
 from bntool.study.verdict import Measure, Verdict
@@ -28,8 +30,6 @@ from bntool.study.verdict import Measure, Verdict
 #: points of score that count
 MATTERS = 0.02
 MADE_FOR_IT = ("renorm", "ghost")
-#: the tier from which every norm named is tried at every batch size
-ALL_FROM = 5
 
 Cell = tuple[str, int]
 
@@ -63,7 +63,7 @@ def reference(plan: Plan) -> str:
 
 def compared(plan: Plan) -> tuple[str, ...]:
     """The norm in question, its measure, and those made for small batches; all of them in large studies."""
-    swept = [n for n in plan.others if n in MADE_FOR_IT or plan.tier >= ALL_FROM]
+    swept = [n for n in plan.others if n in MADE_FOR_IT or plan.tier >= THOROUGH]
     return tuple(dict.fromkeys((plan.treated, reference(plan), *swept)))
 
 
@@ -101,11 +101,13 @@ def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, 
         for size in sizes
     ]
     means = {c: mean(scores(r)) for c, r in runs.items()}
+    known = learners(means, chance_in(runs[norm, small]))
+    learnt = bool(known & {(norm, small), (other, small)})
     return Finding(
         5,
         SmallBatches.key,
         SmallBatches.question,
-        primary.verdict,
+        primary.verdict if learnt else Verdict.INCONCLUSIVE,
         f"With batches of {small} {called(norm)} reaches {means[norm, small]:.3f} and {called(other)} "
         f"{means[other, small]:.3f}; with batches of {large} "
         f"{means[norm, large]:.3f} and {means[other, large]:.3f}.",
@@ -116,7 +118,7 @@ def finding(plan: Plan, runs: Mapping[Cell, list[Result]], rates: Mapping[Cell, 
         f"what {other} loses; "
         f"{MATTERS:g} counts. n_eff is the number of values that share a statistic (N * H * W).",
         (primary, *ahead, *exact(plan, runs)),
-        tuple(conditions(plan, runs, ahead)),
+        tuple(conditions(plan, runs, ahead) + unlearnt(plan, small, learnt)),
         (chart(plan, runs),),
         (table(plan, runs, rates),),
         {
@@ -168,6 +170,13 @@ def conditions(plan: Plan, runs: Mapping[Cell, list[Result]], ahead: list[Measur
             f"A batch of {small} still gives every channel {values[str(small)]} values, so little is lost."
         )
     return said
+
+
+def unlearnt(plan: Plan, size: int, learnt: bool) -> list[str]:
+    told = (
+        f"With batches of {size} no network learns in {steps_for(plan, size)} steps: give a larger --budget."
+    )
+    return [] if learnt else [told]
 
 
 def chart(plan: Plan, runs: Mapping[Cell, list[Result]]) -> Chart:

@@ -16,6 +16,7 @@ from bntool.study.claims.base import (
     best_rate,
     by_rate,
     called,
+    chance_in,
     difference,
     grid,
     mean,
@@ -40,21 +41,16 @@ class Speed:
 
     def judge(self, plan: Plan, known: Known) -> Finding:
         arms = (plan.baseline, plan.treated)
-        grids = {n: grid(plan, n, plan.rates) for n in arms}
+        grids = {n: grid(plan, n, plan.rates, plan.ranged_on) for n in arms}
         known.all(t for cell in grids.values() for t in cell)
         tried = {n: known.all(cell) for n, cell in grids.items()}
-        chance = start_score(tried)
+        chance = chance_in(tried[plan.baseline])
         goal = plan.target or target(plan, grids, tried, chance)
         tuned = {n: fastest(grids[n], tried[n], goal) for n in arms}
         cells = {(n, rate): repeated(plan, n, rate) for n in arms for rate in dict.fromkeys(tuned.values())}
         known.all(t for cell in cells.values() for t in cell)
         runs = {cell: known.all(trials) for cell, trials in cells.items()}
         return finding(plan, grids, tried, runs, tuned, goal, chance)
-
-
-def start_score(tried: dict[str, list[Result]]) -> float:
-    """The score of a network that has not learnt: the lowest one seen."""
-    return min(float(r["test_score"]) for rows in tried.values() for r in rows)
 
 
 def target(plan: Plan, grids: dict[str, list[Trial]], tried: dict[str, list[Result]], chance: float) -> float:
@@ -105,23 +101,17 @@ def finding(
     floor = chance + TRAINS * (best - chance)
     works = {n: working(grids[n], tried[n], floor) for n in (base, norm)}
 
-    def saved(rate_norm: float, rate_base: float, level: float) -> Measure:
-        effect = difference(
-            [-math.log2(bounded(r, goal, plan.steps)) for r in runs[norm, rate_norm]],
-            [-math.log2(bounded(r, goal, plan.steps)) for r in runs[base, rate_base]],
-            level,
-        )
-        same = rate_norm == rate_base
-        name = (
-            f"steps to {goal:.3g}, rate {rate_norm:.3g} in both"
-            if same
-            else f"steps to {goal:.3g}, rates tuned"
-        )
-        return Measure(name, effect.widened(RESOLUTION), 1.0, "halvings", not same)
+    def saved(name: str, rates: tuple[float, float], level: float, primary: bool = False) -> Measure:
+        found = {n: runs[n, rate] for n, rate in zip((norm, base), rates, strict=True)}
+        logs = {n: [-math.log2(bounded(r, goal, plan.steps)) for r in rows] for n, rows in found.items()}
+        effect = difference(logs[norm], logs[base], level).widened(RESOLUTION)
+        return Measure(f"steps to {goal:.3g}, {name}", effect, 1.0, "halvings", primary)
 
-    first = saved(tuned[norm], tuned[base], plan.family_level)
-    primary = Measure(f"steps to {goal:.3g}, rates tuned", first.effect, 1.0, "halvings", True)
-    others = [saved(rate, rate, plan.level) for rate in dict.fromkeys((tuned[base], tuned[norm]))]
+    primary = saved("rates tuned", (tuned[norm], tuned[base]), plan.family_level, True)
+    others = [
+        saved(f"rate {rate:.3g} in both", (rate, rate), plan.level)
+        for rate in dict.fromkeys((tuned[base], tuned[norm]))
+    ]
     counts = {n: [steps_to(r, goal) for r in runs[n, tuned[n]]] for n in (base, norm)}
     never = {n: sum(math.isinf(c) for c in counts[n]) for n in counts}
     return Finding(
@@ -130,9 +120,9 @@ def finding(
         Speed.question,
         primary.verdict,
         headline(plan, counts, tuned, goal, works),
-        f"SGD, batches of {plan.batch_size}, {plan.steps} steps, rates {plan.rates[0]:.3g} to "
+        f"{plan.optimizer}, batches of {plan.batch_size}, {plan.steps} steps, rates {plan.rates[0]:.3g} to "
         f"{plan.rates[-1]:.3g} "
-        f"tuned per arm on {plan.tuning_seeds} other seeds, then {plan.seeds} paired seeds. Target: a "
+        f"tuned per arm on {len(plan.ranged_on)} other seeds, then {plan.seeds} paired seeds. Target: a "
         "test score of "
         f"{goal:.3g}, {TARGET:.0%} of the way from chance to what the arms reach. A rate works when "
         "every seed "
@@ -172,19 +162,31 @@ def headline(
     works: dict[str, list[float]],
 ) -> str:
     base, norm = plan.baseline, plan.treated
-    rates = largest_ratio(works, base, norm)
-    largest = "" if rates is None else f" The largest rate that trains is {rates:.3g} times as large with it."
     return (
         f"A test score of {goal:.3g} takes {said(middle(counts[base]), plan.steps)} without and "
-        f"{said(middle(counts[norm]), plan.steps)} with "
-        f"{called(norm)} (median; rates {tuned[base]:.3g} and {tuned[norm]:.3g}, tuned).{largest}"
+        f"{said(middle(counts[norm]), plan.steps)} with {called(norm)}, each at its best learning rate "
+        f"({tuned[base]:.3g} and {tuned[norm]:.3g}).{largest_said(works, base, norm)}"
     )
+
+
+def largest_said(works: dict[str, list[float]], base: str, norm: str) -> str:
+    found = largest_ratio(works, base, norm)
+    if found is None:
+        return ""
+    if found == 1.0:
+        return " The largest learning rate that trains is the same."
+    told = f"{found:.3g} times larger" if found > 1.0 else f"{1.0 / found:.3g} times smaller"
+    return f" The largest learning rate that trains is {told} with it."
 
 
 def conditions(
     plan: Plan, works: dict[str, list[float]], never: dict[str, int], counts: dict[str, list[float]]
 ) -> list[str]:
-    found = []
+    apart = plan.rates[1] / plan.rates[0]
+    found = [
+        f"Largest rates are read off a grid, with a factor of {apart:g} between rates, "
+        f"as the worst of {len(plan.ranged_on)} seeds: they have no interval and decide nothing."
+    ]
     for norm, count in never.items():
         if count:
             found.append(

@@ -35,7 +35,7 @@ class Stability:
         start = {
             (norm, init): [
                 plan.trial(norm, s, steps=0, init=init, rate=0.0, measures=(SIGNALS,))
-                for s in plan.measured_seeds
+                for s in plan.started_seeds
             ]
             for norm in (plan.baseline, plan.treated)
             for init in plan.inits
@@ -148,9 +148,10 @@ def headline(
     count = len(layers(begun[base, "default"][0]))
     ends = {n: mean([decades(layers(r)) for r in begun[n, "default"]]) for n in (base, norm)}
     return (
-        f"From layer 1 to {count - 1} the gradient changes by a factor of {10 ** ends[base]:.3g} without and "
-        f"{10 ** ends[norm]:.3g} with {called(norm)}: {growth[base, 'default']:.2f} and "
-        f"{growth[norm, 'default']:.2f} a layer."
+        f"Before training, gradients at layer 1 and layer {count - 1} differ by a factor of "
+        f"{10 ** ends[base]:.3g} without and {10 ** ends[norm]:.3g} with {called(norm)}: from layer to "
+        f"layer, towards the input, they change by {growth[base, 'default']:.2f} and "
+        f"{growth[norm, 'default']:.2f}."
     )
 
 
@@ -166,7 +167,7 @@ def conditions(plan: Plan, growth: dict[tuple[str, str], float], measures: list[
         measures[0].verdict,
         {m.name: m.verdict for m in measures}.get("gradient spread at the start, he initialisation"),
     )
-    if own == "shown" and he is not None and he != "shown":
+    if own == "shown" and he in ("not shown", "reversed"):
         said.append(
             "So the model's initialisation is what the norm makes up for here: He initialisation alone "
             "does it too."
