@@ -74,7 +74,7 @@ def fold(
             found = verify(loaded.model, result.model, example, tolerance=tolerance, progress=progress)
             found.insist(where=model)
     written = way.write(result.model)
-    if check and found is None:
+    if check and example is None:
         screen.warn("not verified: no example inputs are known; pass --input 1x3x224x224")
     _present(result.report, found, written, dry_run=dry_run, as_json=as_json)
 

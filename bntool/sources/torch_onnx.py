@@ -6,7 +6,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from bntool.errors import RunError, UsageError
 from bntool.sources.inputs import as_call
+from bntool.sources.outputs import parts
 
 #: nodes whose sums round: their number is the depth of a graph
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
@@ -143,6 +144,8 @@ def trace(
             )
     except Exception as problem:
         raise _refusal(model, problem, dynamic_batch) from problem
+    if output_names is None:
+        _name_outputs(program)
     traced = _read(program, dynamic_batch)
     if dynamic_batch:
         _insist_on_dynamic(program, call)
@@ -150,6 +153,32 @@ def trace(
         advice = f"Leave opset out, or ask for {traced.opset}."
         raise RunError(f"torch cannot write opset {opset}, only {traced.opset}", where="opset", next=advice)
     return traced
+
+
+def _name_outputs(program: Any) -> None:
+    """Call each output as the model does ("boxes", "levels.0"); a place in a tuple is no name."""
+    signature = program.exported_program.graph_signature
+    user_output = torch.export.graph_signature.OutputKind.USER_OUTPUT
+    leaves = [spec.arg for spec in signature.output_specs if spec.kind is user_output]
+    tree = pytree.tree_unflatten(leaves, program.exported_program.call_spec.out_spec)
+    values, names = program.model.graph.outputs, _output_names(tree)
+    taken = {value.name for node in program.model.graph for value in node.outputs}
+    taken |= {*program.model.graph.initializers, *(value.name for value in program.model.graph.inputs)}
+    if len(names) != len(values) or len(set(values)) != len(values):
+        return
+    for value, name in zip(values, names, strict=True):
+        if name and name not in taken and not name.replace(".", "").isdigit():
+            value.name = name
+
+
+def _output_names(tree: Any, name: str = "") -> list[str]:
+    """The place of every tensor in the tree of outputs."""
+    if isinstance(tree, torch.export.graph_signature.TensorArgument):
+        return [name]
+    if not isinstance(tree, Mapping | tuple | list):
+        return []
+    named = [(f"{name}.{key}" if name else key, part) for key, part in parts(tree, name)]
+    return [found for key, part in named for found in _output_names(part, key)]
 
 
 def _read(program: Any, dynamic_batch: bool) -> Traced:
