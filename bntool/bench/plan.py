@@ -29,6 +29,9 @@ class Budgets:
         unknown = sorted(set(raw) - known)
         if unknown:
             raise UsageError(f"unknown budget {unknown[0]!r}", next=f"Known: {', '.join(sorted(known))}.")
+        for name, limit in raw.items():
+            if type(limit) not in (int, float) or not 0 <= limit < math.inf:
+                raise UsageError(f"the budget {name} is {limit!r}", next="Write a number, 0 or more.")
         return cls(**raw)
 
 

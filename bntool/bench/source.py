@@ -66,6 +66,9 @@ class Source:
         if self.onnx_file:
             advice = f"Write {self.candidate.ref}@onnx."
             raise UsageError(f"an ONNX file does not run under {self.candidate.runtime}", next=advice)
+        if self.conditions.device.startswith("cuda") and not torch.cuda.is_available():
+            advice = "Leave --device out, or install a build for it."
+            raise UsageError("this torch has no CUDA device", where="--device", next=advice)
         model: Any = self.loaded.model
         if not isinstance(model, torch.nn.Module):
             model = model.module()

@@ -15,11 +15,29 @@ from bntool.bench.protocol import Conditions
 from bntool.bench.waivers import Waiver
 from bntool.errors import UsageError
 
-#: what a case may say; everything but `models` has a default
-KEYS = (
-    "models", "input", "runtimes", "batch", "threads", "device", "dtype", "channels_last", "mode", "weights",
-    "tolerance", "floor", "min_speedup", "budgets", "waivers",
-)  # fmt: skip
+#: what a case may say, and as what; everything but `models` has a default
+KEYS: dict[str, tuple[type, ...]] = {
+    "models": (list,),
+    "input": (str, list),
+    "runtimes": (str, list),
+    "batch": (int, list),
+    "threads": (int,),
+    "device": (str,),
+    "dtype": (str,),
+    "channels_last": (bool,),
+    "mode": (str,),
+    "weights": (str,),
+    "tolerance": (str, int, float),
+    "floor": (str, int, float),
+    "min_speedup": (str, int, float),
+    "budgets": (dict,),
+    "waivers": (list,),
+}
+#: what the members of a list are
+MEMBERS = {"models": str, "input": str, "runtimes": str, "batch": int, "waivers": dict}
+#: a type as TOML calls it
+NAMES = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
+NAMES |= {dict: "a table"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,7 @@ def suite(settings: Mapping[str, Any], *, only: Sequence[str] = (), trust: bool 
     at all.
     """
     written = settings.get("bench", {}).get("cases", {})
+    check_type("bench.cases", written, (dict,))
     chosen = {n: raw for n, raw in written.items() if not only or any(fnmatch(n, p) for p in only)}
     if not chosen:
         what = (
@@ -60,16 +79,28 @@ def where_of(name: str) -> str:
 
 def read_case(name: str, raw: Mapping[str, Any], trust: bool) -> list[Case]:
     where = where_of(name)
+    check_type(where, raw, (dict,))
     unknown = sorted(set(raw) - set(KEYS))
     if unknown:
         raise UsageError(f"unknown key {unknown[0]!r}", where=where, next=f"Known: {', '.join(KEYS)}.")
-    if not isinstance(raw.get("models"), list):
+    if "models" not in raw:
         raise UsageError("it names no models", where=where, next='Write models = ["a.py:net", "b.py:net"].')
+    for key, value in raw.items():
+        check_type(f"{where}.{key}", value, KEYS[key])
+        for member in value if isinstance(value, list) else ():
+            check_type(f"{where}.{key}", member, (MEMBERS[key],))
     candidates = [with_file(parse(str(m)), trust, raw.get("weights")) for m in raw["models"]]
     cases = spread_out(
         candidates, gate(raw, where), conditions(raw), listed(raw, "runtimes"), listed(raw, "batch")
     )
     return [replace(c, name=name if c.name == "bench" else f"{name}, {c.name}") for c in cases]
+
+
+def check_type(where: str, value: object, wanted: tuple[type, ...]) -> None:
+    """Raises: UsageError. True is no number here, though Python has it so."""
+    if type(value) not in wanted:
+        names = " or ".join(dict.fromkeys(NAMES[kind] for kind in wanted))
+        raise UsageError(f"{value!r} is not {names}", where=where, next=f"Write {names}.")
 
 
 def gate(raw: Mapping[str, Any], where: str) -> Gate:
@@ -87,9 +118,9 @@ def conditions(raw: Mapping[str, Any]) -> Conditions:
         specs=tuple(listed(raw, "input")),
         dtype=raw.get("dtype", ""),
         device=raw.get("device", "cpu"),
-        channels_last=bool(raw.get("channels_last", False)),
+        channels_last=raw.get("channels_last", False),
         mode=raw.get("mode", "infer"),
-        threads=int(raw.get("threads", 1)),
+        threads=raw.get("threads", 1),
     )
 
 

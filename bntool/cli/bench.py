@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bntool import config
@@ -75,9 +79,23 @@ def bench(
     request = request_of(options)
     if dry_run:
         return announce(request, as_json)
-    with screen.progress_bar() as progress:
+    with leaving_nothing(), screen.progress_bar() as progress:
         comparison, stored = request.run(progress)
     return deliver(comparison, stored, files, as_json=as_json, force=force, profile=profile)
+
+
+@contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, so that workers, temporary folders and a revision's worktree go too."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def request_of(options: dict[str, Any]) -> Request:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bntool.cli import screen
+from bntool.errors import BntoolError, RunError, UsageError
 
 if TYPE_CHECKING:
     from bntool.bench.result import Comparison
@@ -29,10 +30,17 @@ class Files:
 
     def check(self, *, force: bool) -> None:
         """Before minutes of timing. Raises: UsageError for a target that cannot be written."""
+        from bntool.bench import history
         from bntool.sources.writing import check_target
 
         for path in filter(None, (self.csv, self.markdown, self.junit, self.html, self.baseline)):
             check_target(path, force=force)
+        if self.history:
+            check_target(self.history, force=True)
+            history.read(self.history)
+        for path in filter(None, vars(self).values()):
+            if not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise UsageError("it cannot be written", where=str(path), next="Choose another place.")
 
 
 def deliver(
@@ -46,12 +54,14 @@ def deliver(
 ) -> int:
     """Print, write, annotate. Returns: the exit code."""
     document = screen.plain(comparison.to_dict())
-    write_files(document, stored, files, force=force)
+    problem = write_files(document, stored, files, force=force)
     if as_json:
         screen.emit_json(document)
     else:
         show(document, profile=profile)
     github(document)
+    if problem:
+        raise problem
     return comparison.exit_code
 
 
@@ -86,23 +96,40 @@ def profiled(document: Mapping[str, Any], most: int = 8) -> list[tuple[str, ...]
 
 def write_files(
     document: Mapping[str, Any], stored: Mapping[str, Any] | None, files: Files, *, force: bool
-) -> None:
+) -> BntoolError | None:
+    """Write all that can be written: minutes of timing went into it. Returns: the first problem."""
     from bntool.bench import history, publish
     from bntool.bench.page import bench_page
 
-    if files.history:
-        history.append(files.history, history.line_of(dict(document)))
-    past = history.read(files.history) if files.history else []
-    writers: list[tuple[Path | None, Callable[[], str]]] = [
-        (files.csv, lambda: publish.csv(document)),
-        (files.markdown, lambda: publish.markdown(document)),
-        (files.junit, lambda: publish.junit(document)),
-        (files.html, lambda: bench_page(document, past)),
-        (files.baseline, lambda: json.dumps(screen.plain(stored or {}), indent=2) + "\n"),
+    line = history.line_of(dict(document)) if files.history else None
+    past = [*history.read(files.history), line] if files.history and line else []
+    writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (files.csv, lambda path: write(path, publish.csv(document), force=force)),
+        (files.markdown, lambda path: write(path, publish.markdown(document), force=force)),
+        (files.junit, lambda path: write(path, publish.junit(document), force=force)),
+        (files.html, lambda path: write(path, bench_page(document, past), force=force)),
+        (files.baseline, lambda path: write(path, baseline_text(stored), force=force)),
+        (files.history, lambda path: history.append(path, line or {})),
     ]
-    for path, text in writers:
-        if path:
-            write(path, text(), force=force)
+    problems: list[BntoolError] = []
+    for path, put in writers:
+        try:
+            if path:
+                put(path)
+                screen.note(f"wrote {path}")
+        except (OSError, BntoolError) as problem:
+            problems.append(unwritten(path, problem))
+    return problems[0] if problems else None
+
+
+def unwritten(path: Path | None, problem: OSError | BntoolError) -> BntoolError:
+    if isinstance(problem, BntoolError):
+        return problem
+    return RunError(f"cannot be written: {problem.strerror}", where=str(path), next="The rest was written.")
+
+
+def baseline_text(stored: Mapping[str, Any] | None) -> str:
+    return json.dumps(screen.plain(stored or {}), indent=2) + "\n"
 
 
 def write(path: Path, text: str, *, force: bool) -> None:
@@ -110,7 +137,6 @@ def write(path: Path, text: str, *, force: bool) -> None:
 
     with beside(path, force=force) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    screen.note(f"wrote {path}")
 
 
 def github(document: Mapping[str, Any]) -> None:
@@ -119,8 +145,11 @@ def github(document: Mapping[str, Any]) -> None:
 
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(publish.markdown(document) + "\n")
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(publish.markdown(document) + "\n")
+        except OSError as problem:
+            screen.warn(f"the job's summary cannot be written: {problem.strerror}")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in publish.workflow_commands(document):
             # stderr: the runner reads both, and stdout is data

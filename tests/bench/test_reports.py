@@ -21,6 +21,7 @@ from bntool.bench.run import run_cases
 from bntool.bench.selftest import add_sensitivity
 from bntool.bench.sequential import SHARED, detectable
 from bntool.bench.verdict import Verdict
+from bntool.cli.bench_output import Files, deliver
 from bntool.cli.screen import plain
 from bntool.errors import LoadError, RunError
 from tests.bench.fake import EFFORT, Machine, case
@@ -110,6 +111,23 @@ def test_the_page_is_whole_and_needs_nothing_else(document: dict[str, object]) -
     assert "&lt;script&gt;" in page
     for part in ("base #0", "slow #1", "inconclusive", "Contention over time", "prefers-color-scheme"):
         assert part in page
+
+
+def test_a_file_that_cannot_be_written_costs_only_itself(
+    found: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes of timing went into it: the rest is written, and the one document is on stdout all the same."""
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    past = tmp_path / "history.jsonl"
+    nowhere = tmp_path / "no folder" / "history.jsonl"
+    files = Files(tmp_path / "out.csv", None, None, tmp_path / "out.html", nowhere, None)
+    with pytest.raises(RunError, match="cannot be written"):
+        deliver(found, None, files, as_json=True, force=False, profile=False)
+    assert json.loads(capsys.readouterr().out)["exit_code"] == found.exit_code
+    assert {p.name for p in tmp_path.iterdir()} == {"out.csv", "out.html"}
+    past.write_text("not ours\n")
+    with pytest.raises(LoadError, match="line 1"):
+        Files(None, None, None, None, past, None).check(force=False)
 
 
 def reference_run(machine: Machine, cost: float, seed: int = 0) -> Comparison:
