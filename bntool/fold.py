@@ -30,6 +30,7 @@ def fold(
     form: str = "module",
     merge: bool = False,
     split: bool = False,
+    pad_values: bool = False,
     verify: bool = True,
     progress: Progress = silent,
 ) -> Result[Any, FoldReport]:
@@ -38,15 +39,18 @@ def fold(
     `model` is a module, a torch.export program, an ONNX model (onnx or onnx_ir), or a reference to one.
     `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class,
     `form="graph"` a torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into
-    one layer, and shared layers `split` so that each call can take its own norm. Programs and ONNX models are
-    graphs already: they `merge` as they are. With `verify` and example
-    inputs both models are run and compared.
+    one layer, shared layers `split` so that each call can take its own norm, and with `pad_values` a norm
+    passes zero padding, which then pads with other values. Programs and ONNX models are graphs already: they
+    `merge` as they are. With `verify` and example inputs both models are run and compared.
 
     Raises: UsageError for a `form` that does not exist, VerificationError when the outputs differ.
     """
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
     model = load(str(model)) if isinstance(model, str | Path) else model
+    if pad_values and kind_of(model) != "module":
+        advice = "Fold the module it was exported from with form='graph', then export that."
+        raise UsageError("exported files keep their padding", where="pad_values", next=advice)
     if kind_of(model) == "onnx":
         from bntool.fold_onnx import fold_model, shapes_of
 
@@ -62,11 +66,11 @@ def fold(
         from bntool.fold_exported import fold_program
 
         return fold_program(model, example_inputs, keep=keep, merge=merge, verify=verify, progress=progress)
-    if form == "module" and (merge or split):
-        what = "merge" if merge else "split"
+    if form == "module" and (merge or split or pad_values):
+        what = "merge" if merge else "split" if split else "pad_values"
         raise UsageError("modules alone cannot express it", where=what, next="Add form='graph'.")
     if form == "graph":
-        return _fold_graph(model, example_inputs, keep, merge, split, verify, progress)
+        return _fold_graph(model, example_inputs, keep, merge, split, pad_values, verify, progress)
     return _fold_module(model, example_inputs, keep, verify, progress)
 
 
@@ -76,6 +80,7 @@ def _fold_graph(
     keep: Sequence[str],
     merge: bool,
     split: bool,
+    pad_values: bool,
     verify: bool,
     progress: Progress,
 ) -> Result[Any, FoldReport]:
@@ -84,7 +89,7 @@ def _fold_graph(
 
     progress("fold", 0, 2)
     arguments = call_arguments(example_inputs)
-    prepared = graph_form(model, arguments, keep=keep, merge=merge, split=split)
+    prepared = graph_form(model, arguments, keep=keep, merge=merge, split=split, pad_values=pad_values)
     job = Job(prepared.model, arguments, tuple(keep), in_place=True)
     job.run()
     prepared = finish(prepared, arguments, keep=keep, merge=merge)

@@ -14,6 +14,7 @@ from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
 from bntool.lazy import has_lazy_parts, run_once, stand_ins
 from bntool.merging import merge_branches
+from bntool.padding import move_padding
 from bntool.report.merges import Merged
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -30,13 +31,19 @@ class GraphForm:
 
 
 def graph_form(
-    model: nn.Module, arguments: Arguments | None, *, keep: Sequence[str], merge: bool, split: bool
+    model: nn.Module,
+    arguments: Arguments | None,
+    *,
+    keep: Sequence[str],
+    merge: bool,
+    split: bool,
+    pad_values: bool = False,
 ) -> GraphForm:
     """A copy of `model` as a graph of modules, ready to be folded.
 
     `merge` makes parallel branches and chains one layer each, but none with a norm in `keep`; `split` gives
-    every call of a shared layer its own copy. A model that cannot be traced whole stays what it is; its parts
-    become graphs where they merge.
+    every call of a shared layer its own copy; `pad_values` moves norms behind zero padding. A model that
+    cannot be traced whole stays what it is; its parts become graphs where they merge.
     """
     lazy = has_lazy_parts(model)
     model = copied(model, stand_ins(model) if lazy else {})
@@ -53,6 +60,9 @@ def graph_form(
     merged: Sequence[Merged] = ()
     if merge and arguments is not None:
         model, merged = merge_branches(model, arguments, keep=keep)
+    if pad_values and isinstance(model, fx.GraphModule):
+        moved = move_padding(model, module_graph(model, arguments), keep)
+        notes.extend(f"{name} goes into what pads: with other values instead of zeros" for name in moved)
     return GraphForm(model, tuple(merged), tuple(shared), tuple(notes))
 
 

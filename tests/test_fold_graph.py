@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from bntool import fold
 from bntool.errors import UsageError
+from bntool.norms.value_pad import ValuePad
 from bntool.result import FoldReport
 from sample_models import branchy, repvgg, resnet, siamese
 from tests.random_norms import randomise_norms
@@ -146,3 +147,67 @@ def test_a_model_that_cannot_be_traced_whole_stays_a_module_and_says_so() -> Non
 def test_modules_alone_can_neither_merge_nor_split(option: str) -> None:
     with pytest.raises(UsageError, match="form='graph'"):
         fold(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), **{option: True})
+
+
+# --- zero padding, moved on request
+
+
+def behind_relu(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), *layers)
+
+
+class TwoReaders(nn.Module):
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.one, self.other = nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3, padding=1), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.sin())
+        return self.one(y) + self.other(y).mean()
+
+
+PADDED = {
+    "conv": behind_relu(nn.Conv2d(4, 5, 3, padding=1)),
+    "same": behind_relu(nn.Conv2d(4, 5, 4, padding="same")),
+    "depthwise, strided": behind_relu(nn.Conv2d(4, 4, 3, 2, (2, 1), groups=4, bias=False)),
+    "two convolutions": TwoReaders(nn.Conv2d(3, 2, 5, padding=1)),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_with_other_values_lets_a_norm_pass(name: str) -> None:
+    x = torch.randn(2, 3, 7, 9)
+    _, without = folded(copy.deepcopy(PADDED[name]), x)
+    assert "its zero padding would need the shift too" in without.kept[0].reason
+    result, report = folded(copy.deepcopy(PADDED[name]), x, pad_values=True)
+    assert report.kept == []
+    assert count(result, NORM) == 0
+    assert [report.folded[0].name in note for note in report.notes] == [True]
+    assert count(result, ValuePad) == 1
+
+
+def test_one_value_for_all_channels_is_torchs_own_padding() -> None:
+    model = behind_relu(nn.Conv2d(4, 5, 3, padding=1)).double().eval()
+    model[2].running_mean.fill_(0.3)
+    result = fold(model, torch.randn(2, 3, 7, 9).double(), form="graph", pad_values=True).model
+    assert count(result, (ValuePad, NORM)) == 0
+    assert count(result, nn.ConstantPad2d) == 1
+
+
+@pytest.mark.parametrize("other", [nn.Conv2d(3, 2, 5, padding=2), nn.Identity()])
+def test_padding_stays_where_not_all_readers_pad_alike(other: nn.Module) -> None:
+    _, report = folded(TwoReaders(other), torch.randn(2, 3, 7, 9), pad_values=True)
+    assert len(report.kept) == 1
+    assert report.notes == []
+
+
+def test_a_channel_without_scale_has_no_value_that_becomes_zero() -> None:
+    model = behind_relu(nn.Conv2d(4, 5, 3, padding=1)).double().eval()
+    model[2].weight.data[1], model[2].bias.data[1] = 0, 1
+    report = fold(model, torch.randn(2, 3, 7, 9).double(), form="graph", pad_values=True).report
+    assert len(report.kept) == 1
+
+
+def test_modules_alone_cannot_move_padding() -> None:
+    with pytest.raises(UsageError, match="modules alone cannot express it"):
+        fold(behind_relu(), torch.randn(2, 3, 7, 9), pad_values=True)

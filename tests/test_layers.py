@@ -29,6 +29,7 @@ FLOORS = (
             "fold_graph",
             "rounding",
             "merging",
+            "padding",
             "program_merge",
             "insert",
             "insert_onnx",

@@ -29,6 +29,10 @@ def fold(
     split: Annotated[
         bool, typer.Option("--split", help="One copy of a shared layer per call. Implies --form graph.")
     ] = False,
+    pad_values: Annotated[
+        bool,
+        typer.Option("--pad-values", help="Pass zero padding: pad with other values. Implies --form graph."),
+    ] = False,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with the original.")] = True,
     tolerance: common.Tolerance = None,
     weights: common.Weights = None,
@@ -43,7 +47,7 @@ def fold(
 
     The result is compared with the original and written only if it computes the same (else exit code 6).
     """
-    if model.endswith(".onnx") and weights is None:
+    if model.endswith(".onnx") and weights is None and not pad_values:
         target = None if dry_run else output
         report = _fold_onnx(
             model, output, target, inputs, keep, merge=merge, check=check, tolerance=tolerance, force=force
@@ -63,9 +67,10 @@ def fold(
             loaded.model,
             example,
             keep=tuple(keep or ()),
-            form="graph" if merge or split else form,
+            form="graph" if merge or split or pad_values else form,
             merge=merge,
             split=split,
+            pad_values=pad_values,
             verify=own_check,
             progress=progress,
         )
