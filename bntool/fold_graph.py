@@ -16,6 +16,7 @@ from bntool.lazy import has_lazy_parts, run_once, stand_ins
 from bntool.merging import merge_branches
 from bntool.padding import move_padding
 from bntool.report.merges import Merged
+from bntool.tracing import carry_hooks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -68,11 +69,12 @@ def graph_form(
 
 def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
     graph = module_graph(model, arguments, hooked_whole=True)
-    if len(graph.ways) != 1 or graph.notes:
+    if len(graph.ways) != 1 or graph.notes or graph.ways[0].rebound or graph.ways[0].prefix:
         return None
     for name, tensor in graph.ways[0].sizes.constants.items():
         model.register_buffer(name, tensor, persistent=False)
     module = fx.GraphModule(model, graph.ways[0].graph)
+    carry_hooks(model, module)
     functions_to_modules(module, graph)
     drop_dead_code(module)
     return module

@@ -50,7 +50,10 @@ def as_graph(model: nn.Module, inputs: Inputs | None) -> tuple[fx.GraphModule, l
         model.register_buffer(name, tensor, persistent=False)
     module = fx.GraphModule(model, graph.ways[0].graph, class_name=type(model).__name__)
     notes = _follow_the_mode(module, trained)
-    _carry(model, module)
+    carry_hooks(model, module)
+    for name, value in model.__dict__.items():
+        if name.startswith("_bntool_"):
+            note(module, name, value)
     module.graph.lint()
     module.recompile()
     return module, notes
@@ -64,13 +67,10 @@ def _is_whole(graph: FxGraph) -> bool:
     return len(graph.ways) == 1 and not graph.ways[0].prefix
 
 
-def _carry(model: nn.Module, module: fx.GraphModule) -> None:
-    """The root's hooks, and bntool's own notes: a GraphModule takes over neither."""
+def carry_hooks(model: nn.Module, module: fx.GraphModule) -> None:
+    """The root's own hooks, which a GraphModule does not take over."""
     for name in (*HOOKS, *WITH_KWARGS):
         getattr(module, name).update(getattr(model, name))
-    for name, value in model.__dict__.items():
-        if name.startswith("_bntool_"):
-            note(module, name, value)
 
 
 def note(module: fx.GraphModule, name: str, value: Any) -> None:

@@ -8,6 +8,8 @@ from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.moves import CONFLICT, unbroadcast
 from bntool.algebra.rules import Down, Passing, Site, Task, Up, Ways, result, varies
 
+MASKED = Blocked("its mask may hide a whole row, which then is zero and would need the shift too")
+
 
 def _contract_down(site: Site, port: int, m: ChannelAffine) -> Ways:
     """`a @ b`: a map on b may differ between columns, a scale on a between rows."""
@@ -54,11 +56,15 @@ def _attention() -> Passing:
     def down(site: Site, port: int, m: ChannelAffine) -> Ways:
         if port != 2 or varies(m, [-2]):
             return Blocked("a map cannot pass the softmax of an attention")
+        if m.shifts and not site.attrs["rows_sum_to_one"]:
+            return MASKED
         return [[Down(result(site, m))]]
 
     def up(site: Site, m: ChannelAffine) -> Ways:
         if varies(m, [-2]):
             return Blocked("the map differs between the rows of an attention")
+        if m.shifts and not site.attrs["rows_sum_to_one"]:
+            return MASKED
         return [[Up(2, m)]]
 
     return Passing(down, up)

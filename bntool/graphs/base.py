@@ -31,7 +31,7 @@ add, sub         a, b
 mul              a, b    elementwise product of two values (a gate, an attention mask)
 div              a, b
 matmul           a, b    rows_sum_to_one: known of `a` (softmax, dropout in eval, layout)
-sdpa             q, k, v
+sdpa             q, k, v  rows_sum_to_one: False where a mask may hide a whole row
 softmax          x       dim (negative)
 concat           *xs     dim (negative)
 layout           x       -: pure data movement; `Graph.index` says what goes where

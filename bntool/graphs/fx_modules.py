@@ -109,6 +109,8 @@ def norm_modules(root: nn.Module) -> list[str]:
 
 
 def _why_left_out(name: str, hidden: list[str]) -> str:
+    if name.startswith("_orig_mod."):
+        return "torch.compile has taken the model: fold the one it was made of, then compile"
     inside = any((name + ".").startswith(path + ".") for path in hidden)
     return "code that cannot be traced calls it" if inside else "the model never calls it"
 

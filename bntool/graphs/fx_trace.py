@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +18,10 @@ from torch import fx, nn
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
+from bntool.graphs.fx_untouched import untouched
 
 #: control flow is followed through at most so many ways
 MAX_PATHS = 16
-CONTAINERS = (dict, list, set, OrderedDict)
-EMPTY: tuple[Any, ...] = ()
 IN_PLACE = {
     "__iadd__": operator.iadd,
     "__isub__": operator.isub,
@@ -219,37 +217,6 @@ class Tracer(fx.Tracer):
         return super().iter(obj)
 
 
-@contextlib.contextmanager
-def untouched(root: nn.Module) -> Iterator[None]:
-    """Takes back what a traced forward leaves on its modules: cached values, counters, collected outputs."""
-    before = [(m, {k: _held(v) for k, v in m.__dict__.items()}) for m in root.modules()]
-    try:
-        yield
-    finally:
-        for module, held in before:
-            _restore(module.__dict__, held)
-
-
-def _held(value: Any) -> tuple[Any, Any]:
-    kind = type(value)
-    if kind not in CONTAINERS:
-        return value, None
-    return value, kind(value) if value else EMPTY
-
-
-def _restore(now: dict[str, Any], held: dict[str, tuple[Any, Any]]) -> None:
-    if len(now) != len(held):
-        for name in now.keys() - held.keys():
-            del now[name]
-    for name, (value, content) in held.items():
-        if now.get(name) is not value:
-            now[name] = value
-        if content is None or (content is EMPTY and not value):
-            continue
-        value.clear()
-        (value.extend if type(value) is list else value.update)(content)
-
-
 def has_hooks(m: nn.Module) -> bool:
     """Whether somebody else's code runs when the module is called; a norm of its weight is not that."""
     before = len(m._forward_pre_hooks) - len(computed_by_hook(m))
@@ -263,6 +230,8 @@ class Way:
     graph: fx.Graph
     sizes: Sizes
     watched: dict[fx.Node, str]
+    rebound: set[str] = field(default_factory=set)
+    """Parameters and buffers in whose places the forward puts others."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -282,7 +251,7 @@ def ways_through(
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs)
         try:
-            with untouched(root):
+            with untouched(root) as rebound:
                 graph = tracer.run(root)
         except Exception as error:
             forked = bool(decisions)
@@ -290,6 +259,6 @@ def ways_through(
                 return tracer.failed_in or ""
         else:
             assert tracer.sizes is not None
-            ways.append(Way(graph, tracer.sizes, tracer.watch.seen))
+            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, rebound))
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
     return ways or ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import fx, nn
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.base import Node, Param
 from bntool.graphs.fx_baked import own_type
+from bntool.graphs.fx_bias import would_use_a_bias
 from bntool.graphs.fx_calls import (
     SIZE_ATTRIBUTES,
     SIZE_METHODS,
@@ -25,11 +25,11 @@ from bntool.graphs.fx_calls import (
     param_of,
 )
 from bntool.graphs.fx_frozen import is_frozen_norm
-from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES
+from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES, TORCH_LEAVES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
 from bntool.graphs.fx_sizes import attribute
-from bntool.graphs.fx_trace import Tracer, Way, has_hooks
+from bntool.graphs.fx_trace import Way, has_hooks
 
 #: kinds whose parameters a plan may change
 OWNING = names(
@@ -40,25 +40,6 @@ OWNING = names(
 
 #: attributes in which norm subclasses keep what they do after normalising
 AFTERWARDS = ("drop", "act")
-
-
-def would_use_a_bias(module: nn.Module, call: fx.Node) -> bool:
-    """Whether a conv or linear subclass without bias computes with one as soon as it has it.
-
-    Its forward is traced once more on a shallow copy that has a bias: seen instead of believed.
-    """
-    if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or module.bias is not None:
-        return False
-    biased = copy.copy(module)
-    biased._parameters = dict(module._parameters)
-    biased._parameters["bias"] = nn.Parameter(torch.zeros(module.weight.shape[0], device="meta"))
-    try:
-        graph = Tracer(lambda m, path: False, [], None).run(biased)
-    except Exception:
-        return False
-    again = [n for n in graph.nodes if n.target == call.target]
-    biases = [n.args[2] if len(n.args) > 2 else n.kwargs.get("bias") for n in again]
-    return len(again) == 1 and isinstance(biases[0], fx.Node) and biases[0].target == "bias"
 
 
 @dataclass
@@ -137,7 +118,20 @@ class Translator:
             return False
         if spec.kind != "layout":
             return True
+        if self._is_one_of_several(node):
+            return False
         return not any(isinstance(i, fx.Node) and i not in self.plain for i in self._index_inputs(node))
+
+    def _is_one_of_several(self, node: fx.Node) -> bool:
+        """Whether a node takes one of several values that a call gives: an attention's output and weights."""
+        source = node.args[0] if node.args and function_name(node) == "getitem" else None
+        if not isinstance(source, fx.Node) or is_piece(node):
+            return False
+        value = self.way.sizes.value(source)
+        leaf = source.op == "call_module" and isinstance(
+            self.way.sizes.module(str(source.target)), TORCH_LEAVES
+        )
+        return isinstance(value, (tuple, list)) or (leaf and isinstance(node.args[1], int))
 
     def _index_inputs(self, node: fx.Node) -> list[fx.Node]:
         return [
@@ -145,15 +139,23 @@ class Translator:
         ]
 
     def _opaque(self, node: fx.Node) -> Spec:
-        what = function_name(node) or str(getattr(node.target, "__name__", node.target))
+        if self._is_one_of_several(node):
+            return Spec("opaque", (node.args[0],), {"what": self._what(node.all_input_nodes[0])})
         params: dict[str, Param] = {}
         if node.op == "call_module":
             module = self.way.sizes.module(str(node.target))
-            what = type(module).__name__
             deep = self._full(str(node.target)) not in self.graph.dark  # children of those are islands
             for name, tensor in (*module.named_parameters(recurse=deep), *module.named_buffers(recurse=deep)):
                 params[name] = param_of(tensor, f"{node.target}.{name}")
-        return Spec("opaque", tuple(self._tensors((node.args, node.kwargs))), {"what": what}, params)
+        return Spec(
+            "opaque", tuple(self._tensors((node.args, node.kwargs))), {"what": self._what(node)}, params
+        )
+
+    def _what(self, node: fx.Node) -> str:
+        """What a reason calls a call that nothing is known of."""
+        if node.op == "call_module":
+            return type(self.way.sizes.module(str(node.target))).__name__
+        return function_name(node) or str(getattr(node.target, "__name__", node.target))
 
     def _tensors(self, arguments: Any) -> list[fx.Node]:
         found: list[fx.Node] = []
@@ -203,6 +205,8 @@ class Translator:
         return bool(path) and would_use_a_bias(self.way.sizes.module(path), node)
 
     def _renamed(self, param: Param) -> Param:
+        if param.name in self.way.rebound:
+            param = replace(param, writable=False)
         return replace(param, name=self._full(param.name)) if self.prefix else param
 
     def _full(self, path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bntool.graphs.base import Node
 from bntool.graphs.fx_calls import param_of
@@ -12,6 +13,8 @@ from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_trace import has_hooks, ways_through
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.reach import islands_of
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def module_graph(
@@ -27,7 +30,8 @@ def module_graph(
     With `hooked_whole` neither are modules with hooks: a graph that is to be run would lose them.
     """
     graph = FxGraph(root)
-    trace_part(graph, root, "", inputs, leaves, hooked_whole)
+    inside = wrapped(root)
+    trace_part(graph, root.get_submodule(inside), inside, inputs, leaves, hooked_whole)
     done: set[str] = set()
     while graph.dark - done:
         name = min(graph.dark - done)
@@ -40,6 +44,14 @@ def module_graph(
             leave_alone(graph, joined(name, path))
     graph.finish()
     return graph
+
+
+def wrapped(root: nn.Module) -> str:
+    """The path of the module to which a wrapper only hands its inputs on; "" for any other module."""
+    path = ""
+    while isinstance(root.get_submodule(path), WRAPPERS):
+        path = joined(path, "module")
+    return path
 
 
 def trace_part(

@@ -16,6 +16,9 @@ def kind_of(model: Any) -> str:
 
     if isinstance(model, torch.export.ExportedProgram):
         return "program"
+    if isinstance(model, torch.jit.ScriptModule):
+        advice = "Give the module that it was scripted or traced from."
+        raise UsageError("a ScriptModule cannot be looked into", where=type(model).__name__, next=advice)
     if isinstance(model, torch.nn.Module):
         return "module"
     raise UsageError(

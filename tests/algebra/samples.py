@@ -41,7 +41,7 @@ class Sample:
         values = [rng.standard_normal(s) for s in self.shapes]
         for port, value in self.constants.items():
             values[port] = value
-        if self.attrs.get("rows_sum_to_one"):
+        if self.kind == "matmul" and self.attrs.get("rows_sum_to_one"):
             values[0] = torch.from_numpy(values[0]).softmax(-1).numpy()
         return values
 
@@ -86,6 +86,13 @@ def two(name: str, kind: str, run: Run, a: tuple[int, ...], b: tuple[int, ...], 
     return Sample(name, kind, run, (a, b), attrs)
 
 
+def masked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first row of every head sees nothing."""
+    mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
+    mask[0] = False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 CONSTANT = np.array([0.5, -2.0, 1.0, 3.0]).reshape(4, 1, 1)
 PLANE = (-2, -1)
 ROWS = (2, 3, 5, 4)
@@ -125,7 +132,10 @@ PASSES = [
     one("number", "scalar", lambda x: 3 * x - 2, a=3.0, b=-2.0),
     two("matmul", "matmul", torch.matmul, (2, 3, 5, 5), ROWS),
     two("softmax", "matmul", torch.matmul, (2, 3, 5, 5), ROWS, rows_sum_to_one=True),
-    Sample("attention", "sdpa", F.scaled_dot_product_attention, (ROWS, ROWS, ROWS)),
+    Sample(
+        "attention", "sdpa", F.scaled_dot_product_attention, (ROWS, ROWS, ROWS), {"rows_sum_to_one": True}
+    ),
+    Sample("masked attention", "sdpa", masked_attention, (ROWS, ROWS, ROWS), {"rows_sum_to_one": False}),
     two("concat", "concat", lambda *x: torch.cat(x, 1), IMAGE, (2, 3, 6, 6), dim=-3),
     two("concat rows", "concat", lambda *x: torch.cat(x, 2), IMAGE, IMAGE, dim=-2),
     one("flatten", "layout", lambda x: x.flatten(1)),

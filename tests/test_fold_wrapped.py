@@ -1,0 +1,102 @@
+"""Models in wrappers, with state of their own, with masks: what a user's model may be beyond layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from bntool.errors import UsageError
+from bntool.fold import fold
+from tests.folding import error, folded, names, prepared, reason
+
+IMAGE = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+TOKENS = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def block() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
+def test_a_wrapper_is_seen_through(wrap: type[nn.Module]) -> None:
+    result, report = folded(wrap(block()), IMAGE)
+    assert type(result) is wrap
+    assert names(report.folded) == ["module.1"]
+
+
+def test_what_has_been_compiled_says_so() -> None:
+    model = torch.compile(block().eval().double(), backend="eager")
+    assert "then compile" in reason(fold(model, IMAGE, verify=False).report)
+
+
+def test_a_script_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="ScriptModule cannot be looked into"):
+        fold(torch.jit.script(block().eval()), IMAGE)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(x, x, self.value(x), attn_mask=mask)
+        return self.norm(y.transpose(1, 2))
+
+
+def test_a_row_that_a_mask_hides_takes_no_shift() -> None:
+    """Folded as where rows sum to one, the hidden rows would be off: their sum is zero."""
+    mask = torch.ones(2, 5, 5, dtype=torch.bool)
+    mask[:, 0] = False
+    model = prepared(Attention(), TOKENS, mask)
+    assert "may hide a whole row" in reason(folded(model, TOKENS, mask, prepare=False)[1])
+    linear = nn.Sequential(model.value, nn.Flatten(0, 1), model.norm)
+    wrong = Attention().double().eval()
+    wrong.value, wrong.norm = fold(linear, TOKENS).model[0], nn.Identity()  # type: ignore[assignment]
+    assert error(model, wrong, TOKENS, mask) > 0.01
+    assert error(model, wrong, TOKENS, torch.ones_like(mask)) < 1e-12
+
+
+class Decaying(nn.Module):
+    """Every call puts another tensor in the place of its buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = block()
+        self.register_buffer("gain", torch.rand(4, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gain = self.gain * 1.5
+        return self.norm(self.conv(x) * self.gain)
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_buffer_that_every_call_replaces_is_no_constant(form: str) -> None:
+    model = prepared(Decaying(), IMAGE)
+    result = fold(model, IMAGE, form=form, verify=False)
+    assert "a shift cannot pass a product" in reason(result.report)
+    for _ in range(3):
+        assert error(model, result.model, IMAGE) == 0
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_hooks_of_the_model_itself_stay(form: str) -> None:
+    model = prepared(block(), IMAGE)
+    model.register_forward_hook(lambda module, inputs, output: output + 1)
+    result = fold(model, IMAGE, form=form)
+    assert names(result.report.folded) == ["1"]
+
+
+def test_one_of_several_values_is_named_by_what_gives_them() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.norm = nn.MultiheadAttention(4, 2, batch_first=True), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.attention(x, x, x)[0].transpose(1, 2))
+
+    assert "MultiheadAttention takes no map" in reason(folded(Block(), TOKENS)[1])
