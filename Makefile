@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 ARGS ?=
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check zoo fuzz peers merging cost bench bench-selfcheck study-known clean setup
+.PHONY: demo test check zoo fuzz fuzz-exports peers merging cost bench bench-selfcheck study-known clean setup
 
 setup: $(STAMP)
 
@@ -39,6 +39,9 @@ peers: $(STAMP)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(or $(N),3000) $(or $(SEED),0)
+
+fuzz-exports: $(STAMP)
+	@$(BIN)/python -m tests.fuzz --exports $(or $(N),300) $(or $(SEED),0)
 
 bench: $(STAMP)
 	@$(BIN)/bntool bench $(or $(ARGS),sample_models/resnet.py:resnet sample_models/resnet.py:resnet@onnx)

@@ -65,7 +65,10 @@ def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tu
 
 
 def _own_inputs(program: ExportedProgram) -> Any:
+    """A tuple, or a dict by name where the program takes some of its inputs by name only."""
     if program.example_inputs is None:
         return None
     args, kwargs = copy.copy(program.example_inputs)
-    return dict(kwargs) if kwargs and not args else tuple(args)
+    if not kwargs:
+        return tuple(args)
+    return {**dict(zip(program.graph_signature.user_inputs, args, strict=False)), **kwargs}

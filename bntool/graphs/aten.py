@@ -27,6 +27,9 @@ def _first(function: Callable[..., Any], count: int) -> Rewrite:
 
 
 def _batch_norm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    """(One overload has no running statistics.)"""
+    if len(args) == 6:
+        return F.batch_norm, (args[0], None, None, *args[1:])
     x, weight, bias, mean, var, training, momentum, eps, *_ = args
     return F.batch_norm, (x, mean, var, weight, bias, training, momentum, eps)
 
@@ -153,6 +156,8 @@ REWRITES: dict[str, Rewrite] = {
     "_native_batch_norm_legit": _batch_norm,
     "_native_batch_norm_legit_no_training": _evaluated_batch_norm,
     "instance_norm": _instance_norm,
+    "group_norm": _first(F.group_norm, 5),
+    "layer_norm": _first(F.layer_norm, 5),
     **{f"max_pool{r}d": _pool(getattr(F, f"max_pool{r}d")) for r in (1, 2, 3)},
     **{f"avg_pool{r}d": _pool(getattr(F, f"avg_pool{r}d")) for r in (1, 2, 3)},
     **{f"adaptive_avg_pool{r}d": _same(getattr(F, f"adaptive_avg_pool{r}d")) for r in (1, 2, 3)},

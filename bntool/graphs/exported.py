@@ -31,7 +31,8 @@ def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
             module.graph.erase_node(node)
     as_torch_functions(module.graph)
     graph = FxGraph(module)
-    way = Way(module.graph, Sizes(module, (tuple(flat_inputs(program, inputs)), {})), {})
+    sizes = Sizes(module, (tuple(flat_inputs(program, inputs)), {}), noted=True)
+    way = Way(module.graph, sizes, {})
     graph.ways.append(way)
     Translator(graph, way, module, "").run()
     graph.finish()
@@ -51,9 +52,11 @@ def unlifted(program: ExportedProgram) -> fx.GraphModule:
 def flat_inputs(program: ExportedProgram, inputs: Any = None) -> list[Any]:
     """Tensors for the program's inputs in order: those given, its own example, or stand-ins of its sizes."""
     given = program.example_inputs if inputs is None else inputs
+    names = program.graph_signature.user_inputs
+    if isinstance(given, dict) and set(names) == set(given):
+        return [given[name] for name in names]
     if given is not None:
         return list(pytree.tree_leaves(given))
-    names = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     return [_stand_in(values.get(name)) for name in names]
 

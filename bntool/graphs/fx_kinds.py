@@ -58,6 +58,8 @@ FUNCTIONS: dict[str, Build] = {
     "interpolate": ops.interpolate,
     "pad": ops.pad,
     "scaled_dot_product_attention": ops.attention,
+    "group_norm": layers.affine_function("group_norm"),
+    "layer_norm": layers.affine_function("layer_norm"),
     "batch_norm": layers.norm_function("batch_norm", 5, 7, "training"),
     "instance_norm": layers.norm_function("instance_norm", 5, 7, "use_input_stats"),
     "softmax": ops.one("softmax"),

@@ -116,6 +116,22 @@ def layer_norm_module(call: Call) -> Spec:
     return Spec("layer_norm", (call.get(0, "input"),) if size > 1 else (), {}, _module_weights(call))
 
 
+def affine_function(kind: str) -> Build:
+    """F.group_norm and F.layer_norm, which take weight and bias in the same places."""
+
+    def build(call: Call) -> Spec | None:
+        given = call.number(1, "normalized_shape", None)
+        if kind == "layer_norm" and math.prod(given or (1,)) <= 1:
+            return None
+        found = {"weight": call.param(call.get(2, "weight")), "bias": call.param(call.get(3, "bias"))}
+        if any(p is not None and not p.writable for p in found.values()):
+            return None
+        params = {name: p for name, p in found.items() if p is not None}
+        return Spec(kind, (call.get(0, "input"),), {}, params)
+
+    return build
+
+
 RANKS: dict[type[nn.Module], int | None] = {
     nn.BatchNorm1d: None,
     nn.BatchNorm2d: 4,

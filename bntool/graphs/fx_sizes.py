@@ -35,8 +35,10 @@ class Sizes:
     numbers; without them only what derives from parameters is known.
     """
 
-    def __init__(self, root: nn.Module, inputs: Inputs | None) -> None:
+    def __init__(self, root: nn.Module, inputs: Inputs | None, *, noted: bool = False) -> None:
         self.root = root
+        self.noted = noted
+        """Whether the graph's nodes carry what their values were when it was exported."""
         self.values: dict[fx.Node, Any] = {}
         self.modules: dict[str, nn.Module] = {}
         self.constants: dict[str, torch.Tensor] = {}
@@ -69,12 +71,19 @@ class Sizes:
 
     def _evaluate(self, node: fx.Node) -> Any:
         if any(self.values[n] is UNKNOWN for n in node.all_input_nodes):
-            return UNKNOWN
+            return self._note(node)
         try:
             with torch.no_grad():
                 return self._run(node)
         except Exception:
+            return self._note(node)
+
+    def _note(self, node: fx.Node) -> Any:
+        """What the exporter noted of a value's sizes, where they are fixed."""
+        value = node.meta.get("val") if self.noted else None
+        if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
             return UNKNOWN
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

@@ -63,16 +63,30 @@ def _module(model: Any) -> Runnable:
 def _program(program: Any) -> Runnable:
     import torch
 
-    module = program.module()
+    module, inputs_of = program.module(), program.graph_signature.user_inputs
+    positional = inputs_of[: program.call_spec.in_spec.child(0).num_children]
 
     def call(inputs: Any) -> Outputs:
         args, kwargs = as_call(to_torch(inputs))
-        with torch.no_grad():
+        if not args and all(name in kwargs for name in positional):
+            args = tuple(kwargs.pop(name) for name in positional)
+        with torch.no_grad(), _restored(module):
             return list(named_arrays(module(*args, **kwargs)))
 
     tensors = [*program.state_dict.values(), *program.constants.values()]
     tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
     return Runnable("program", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))
+
+
+@contextmanager
+def _restored(module: Any) -> Iterator[None]:
+    """Buffers that the call changes are the program's own: afterwards they are what they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def torch_eps(tensors: Any) -> float:

@@ -1,4 +1,7 @@
-"""`make fuzz N=3000 SEED=0`; one seed again: `python -m tests.fuzz 1 1234`."""
+"""`make fuzz N=3000 SEED=0`; one seed again: `python -m tests.fuzz 1 1234`.
+
+`make fuzz-exports` judges the same networks as torch.export programs and ONNX models; `--exports` in front.
+"""
 
 import sys
 

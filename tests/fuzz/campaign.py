@@ -12,6 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from tests.fuzz import exports
 from tests.fuzz.cases import Case, build
 from tests.fuzz.judge import norms_left
 from tests.fuzz.oracle import complaints
@@ -70,15 +71,20 @@ def one(seed: int) -> tuple[int, int, str]:
 
 
 def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    arguments = [a for a in sys.argv[1:] if a != "--exports"]
+    exported = len(arguments) < len(sys.argv) - 1
+    count, first, *_ = [*map(int, arguments), *(3000, 0)[len(arguments) :]]
+    judge, words = (
+        (exports.one, "forms, {1} norms folded") if exported else (one, "norms in eval mode: {1} left")
+    )
     totals: Counter[str] = Counter()
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        for before, left, failure in pool.imap(one, range(first, first + count), CHUNK):
+        for before, left, failure in pool.imap(judge, range(first, first + count), CHUNK):
             totals.update(before=before, left=left, failures=bool(failure), networks=1)
             if failure:
                 print(failure, end="\n\n", flush=True)
-    print(f"{totals['networks']} networks, {totals['before']} norms in eval mode: {totals['left']} left")
+    figures = ("{0} " + words).format(totals["before"], totals["left"])
+    print(f"{totals['networks']} networks, {figures}")
     print(f"{totals['failures']} failures in {time.monotonic() - start:.0f} s")
     return 1 if totals["failures"] else 0

@@ -208,3 +208,49 @@ class Deep(nn.Module):
 def test_a_deep_program_is_read_without_recursion() -> None:
     program = torch.export.export(Deep(), (torch.randn(2, 3),))
     assert not fold(program, verify=False).report.found
+
+
+class Named(nn.Module):
+    """An input by position and one by name; a buffer that every call changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = ConvNorm(), ConvNorm()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor, *, y: Tensor) -> dict[str, Tensor]:
+        self.calls.add_(1)
+        return {"sum": self.a(x) + self.b(y), "scaled": self.a(y) * self.calls}
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_inputs_by_name_and_buffers_that_change(decompose: bool) -> None:
+    model, x = Named().double().eval(), X.double()
+    for norm in (model.a.norm, model.b.norm):
+        nn.init.uniform_(norm.running_mean)
+    program = torch.export.export(model, (x,), {"y": 2 * x})
+    program = program.run_decompositions() if decompose else program
+    result = fold(program)
+    assert result.report.verification.ok
+    assert len(result.report.folded) == 2
+    assert float(program.state_dict["calls"]) == 0
+    assert fold(program, {"y": 2 * x, "x": x}).report.verification.ok
+
+
+class Around(nn.Module):
+    """Operators that are written in other ways after decomposition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular", bias=False)
+        self.norm, self.group, self.last = nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)
+        self.instance = nn.InstanceNorm2d(4, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.instance(self.last(self.group(self.norm(self.conv(x)))))
+
+
+@pytest.mark.parametrize(("decompose", "folds"), [(False, 2), (True, 1)])
+def test_norms_behind_what_decompositions_rewrite(decompose: bool, folds: int) -> None:
+    """(The operator that core ATen has for a group norm is not followed.)"""
+    assert len(checked(exported(Around(), X, decompose=decompose), X).report.folded) == folds
