@@ -13,6 +13,7 @@ from bntool.cli import screen, settings
 from bntool.cli.bench import bench
 from bntool.cli.calibrate import calibrate
 from bntool.cli.demo import demo
+from bntool.cli.examples import epilog
 from bntool.cli.export import export
 from bntool.cli.fold import fold
 from bntool.cli.insert import insert
@@ -68,7 +69,7 @@ def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=names)
     app.callback()(root)
     for command in COMMANDS:
-        app.command()(command)
+        app.command(epilog=epilog(command.__name__))(command)
     return app
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from bntool.cli import app
+from bntool.cli.examples import EXAMPLES
 
 FOLDER = Path(__file__).with_name("help")
 
@@ -34,3 +37,17 @@ def test_every_option_is_explained() -> None:
             if line.startswith("  -"):
                 explained = len(line.strip().split("  ")) > 1 or following.startswith(" " * 10)
                 assert explained, f"{text.name}: {line}"
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_an_example_in_the_help_is_a_command_line_that_parses(line: str) -> None:
+    program, name, *arguments = shlex.split(line)
+    commands = typer.main.get_command(app.build()).commands  # type: ignore[attr-defined]  # a group
+    assert program == "bntool"
+    commands[name].make_context(name, arguments)
+
+
+def test_an_example_with_an_unknown_option_does_not_parse() -> None:
+    commands = typer.main.get_command(app.build()).commands  # type: ignore[attr-defined]  # a group
+    with pytest.raises(typer.TyperException):
+        commands["fold"].make_context("fold", ["nets.py:net", "--no-such-option"])
