@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bntool.cli import common, delivery, screen
 
 if TYPE_CHECKING:
-    from bntool.result import FoldReport
+    from bntool.result import FoldEntry, FoldReport
     from bntool.verify import Verification
 
 
@@ -134,13 +134,30 @@ def show(report: FoldReport) -> None:
     """A line per norm, then how many went."""
     fold_table(report, done="folded")
     screen.say(f"{len(report.folded)} of {report.found} norms folded, {len(report.kept)} kept")
+    if report.folded:
+        screen.say(f"saved: {savings(report)}")
+
+
+def savings(report: FoldReport) -> str:
+    """What all folds together take away (a negative number is what they add)."""
+    parameters = sum(e.parameters_saved for e in report.folded)
+    macs = [e.macs_saved for e in report.folded if e.macs_saved is not None]
+    parts = [f"{parameters:,} parameters", f"{sum(e.bytes_saved for e in report.folded):,} bytes"]
+    return ", ".join([*parts, *([f"{sum(macs):,} MACs"] if macs else [])])
+
+
+def scales(entry: FoldEntry) -> str:
+    """The range of the norm's scale over its channels."""
+    if entry.scale_min is None or entry.scale_max is None:
+        return ""
+    return f"{entry.scale_min:.3g} to {entry.scale_max:.3g}"
 
 
 def fold_table(report: FoldReport, *, done: str) -> None:
     """A line per norm: where it goes, or why it stays."""
-    rows: list[tuple[Any, ...]] = [(e.name, done, f"{e.side} {e.into}") for e in report.folded]
-    rows += [(e.name, "kept", e.reason) for e in report.kept]
+    rows = [(e.name, done, scales(e), f"{e.side} {e.into}") for e in report.folded]
+    rows += [(e.name, "kept", scales(e), e.reason) for e in report.kept]
     if rows:
-        screen.table(("norm", "", "into, or why not"), rows)
+        screen.table(("norm", "", "scale", "into, or why not"), rows)
     for note in report.notes:
         screen.note(f"note: {note}")
