@@ -43,7 +43,9 @@ def header(found: Document) -> str:
     return (
         f"<h1>What does {norm} norm do for this model?</h1>"
         f"<p class='lead'><code>{escape(found['model'])}</code> on <code>{escape(found['data'])}</code>: "
-        f"{found['trials']} networks trained, {plan['seeds']} seeds a comparison.</p>"
+        f"{found['trials']} networks trained for {plan['steps']} steps or more, {plan['seeds']} seeds a "
+        f"comparison. A score is the {escape(found['score'])}. The same study again: <code>--tier "
+        f"{plan['tier']} --seed {plan['seed']}</code>.</p>"
         f"{listed if notes else ''}"
     )
 
@@ -70,10 +72,15 @@ def listed(title: str, claims: Sequence[Document]) -> str:
     rows = "".join(
         f"<li>{badge(c)}<a class='ask' href='#claim-{c['number']}'>"
         f"{c['number']}. {escape(c['question'])}</a>"
-        f"<span class='told'>{escape(c['headline'])}</span></li>"
+        f"<span class='told'>{escape(c['headline'])}{caveats(c)}</span></li>"
         for c in claims
     )
     return f"<h3>{escape(title)}</h3><ul class='verdicts'>{rows}</ul>"
+
+
+def caveats(claim: Document) -> str:
+    """What the finding is really due to, where that is known."""
+    return "".join(f" <b>{escape(c)}</b>" for c in claim["conditions"] if c.startswith("So "))
 
 
 def recommendation(found: Document) -> str:
@@ -141,5 +148,7 @@ def method(found: Document) -> str:
         "The interval is Student's over paired seeds: it says how a result would vary with other seeds on "
         "these data, not on other data. An effect counts as shown only if its interval is on one side of "
         "zero and its size is at least what is said to count.</p>"
+        "<p>A decade is a factor of ten, a halving a factor of two; n_eff is how many values share one "
+        "statistic; an octave of rates is a factor of two.</p>"
         f"<details><summary>The plan, complete</summary>{shown}</details></section>"
     )

@@ -1,7 +1,7 @@
 """How long a study takes here, and the largest tier that fits a budget.
 
-The speed is measured once, before the first trial. From then on the plan is fixed: a slow machine takes
-longer, it does not find something else. `tier=` (or a stored plan) skips the measurement altogether.
+The speed is measured once, before the first trial, on a CPU in processor time: a busy machine takes longer,
+but it chooses the same study and so finds the same. `tier=` (or a stored plan) fixes it altogether.
 """
 
 from __future__ import annotations
@@ -70,46 +70,53 @@ class Speed:
         )
 
 
+Clock = Callable[[], float]
+
+
+def clock_for(device: str) -> Clock:
+    """Processor time of this process, which other processes do not change; the wall for other devices."""
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
 def measure(setting: Setting, plan: Plan) -> Speed:
     """Train the two arms for a moment at two batch sizes."""
-    finish = (min(len(setting.data.test), SCORED) + min(len(setting.data.train), EVALUATED)) / min(
-        len(setting.data.test), EVALUATED
-    )
+    train_size, test_size = len(setting.data.train), len(setting.data.test)
+    scored = min(test_size, SCORED) + min(train_size, EVALUATED)
     plain, normed = (arm_speed(setting, plan, norm) for norm in (plan.baseline, plan.treated))
-    return Speed(plain, normed, finish)
+    return Speed(plain, normed, scored / min(test_size, EVALUATED))
 
 
 def arm_speed(setting: Setting, plan: Plan, norm: str) -> ArmSpeed:
     trial = Trial(norm, plan.seed, rate=1e-3, optimizer=plan.optimizer)
     model = setting.build(trial)
-    build_s = timed(partial(setting.build, trial))
-    step_s = {size: stepping(setting, model, trial, size) for size in (2, max(plan.batch_size, 4))}
-    return ArmSpeed(
-        build_s, step_s, timed(partial(setting.scoring, model, setting.data.test.first(EVALUATED)))
-    )
+    clock = clock_for(setting.device)
+    build_s = timed(partial(setting.build, trial), clock)
+    step_s = {size: stepping(setting, model, trial, size, clock) for size in (2, max(plan.batch_size, 4))}
+    test = setting.data.test.first(EVALUATED)
+    return ArmSpeed(build_s, step_s, timed(partial(setting.scoring, model, test), clock))
 
 
-def stepping(setting: Setting, model: nn.Module, trial: Trial, batch_size: int) -> float:
+def stepping(setting: Setting, model: nn.Module, trial: Trial, batch_size: int, clock: Clock) -> float:
     """Seconds a step takes: the difference between a longer and a shorter training."""
     few = Data("", setting.data.train.first(2 * batch_size), setting.data.test.first(1))
 
     def run(steps: int) -> float:
         short = trial.at(steps=steps, batch_size=batch_size)
-        return timed(lambda: train(model, few, short, scoring=setting.scoring))
+        return timed(lambda: train(model, few, short, scoring=setting.scoring), clock)
 
     once = run(1)
-    more = max(1, min(TIMING_STEPS, int(TIMING_S / once)))
+    more = max(1, min(TIMING_STEPS, int(TIMING_S / max(once, 1e-5))))
     return max((run(1 + more) - once) / more, 1e-5)
 
 
-def timed(work: Callable[[], object], repeats: int = 3) -> float:
+def timed(work: Callable[[], object], clock: Clock, repeats: int = 3) -> float:
     """The fastest of a few runs, of fewer where one is slow: seconds."""
     taken: list[float] = []
     with deterministic():
         while len(taken) < repeats and sum(taken) < 5 * TIMING_S:
-            began = time.perf_counter()
+            began = clock()
             work()
-            taken.append(time.perf_counter() - began)
+            taken.append(clock() - began)
     return min(taken)
 
 

@@ -52,7 +52,8 @@ def recommend(plan: Plan, findings: Sequence[Finding], setting: Setting) -> Reco
     rates = rate_range(plan, by_claim, norm)
     if rates is not None:
         sentences.append(
-            f"Learning rates from {rates[0]:.3g} to {rates[1]:.3g} train with {called(norm)} (SGD, claim 2)."
+            f"Learning rates from {rates[0]:.3g} to {rates[1]:.3g} train with {called(norm)} "
+            f"({plan.optimizer}, claim 2)."
         )
     small = too_small(plan, by_claim)
     if small:

@@ -9,7 +9,7 @@ from plans import findings_of, setting_of
 
 from bntool.study.backends import Processes, cores
 from bntool.study.claims.base import Finding
-from bntool.study.claims.stability import layers
+from bntool.study.claims.signal_views import layers
 from bntool.study.plan import Plan, octaves, tiered
 from bntool.study.setting import run_trial
 from bntool.study.signals import factor_per_layer

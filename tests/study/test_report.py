@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def test_every_verdict_and_headline_is_on_the_first_screen() -> None:
     summary = page[: page.index("<section")]
     for claim in document()["claims"]:
         assert claim["question"] in summary
+        assert all(escape(c) in summary for c in claim["conditions"] if c.startswith("So "))
         assert f"{SIGNS[claim['verdict']]} {claim['verdict']}" in summary
     assert len(document()["claims"]) == 7
 

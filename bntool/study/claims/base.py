@@ -101,6 +101,11 @@ def called(norm: str) -> str:
     return "the plain network" if norm == PLAIN else norm if is_control(norm) else f"{norm} norm"
 
 
+def drawn(norm: str) -> str:
+    """An arm's name in a legend."""
+    return "no norm" if norm == PLAIN else norm
+
+
 def scores(results: Iterable[Result]) -> list[float]:
     return [float(r["test_score"]) for r in results]
 

@@ -14,6 +14,7 @@ from bntool.study.claims.base import (
     called,
     chance_in,
     difference,
+    drawn,
     learners,
     mean,
     repeated,
@@ -168,7 +169,7 @@ def init_name(init: str) -> str:
 
 def chart(plan: Plan, runs: Mapping[Cell, list[Result]], init: str) -> Chart:
     lines = [
-        across(n, plan.depths, [scores(runs[n, init, d]) for d in plan.depths], plan.level)
+        across(drawn(n), plan.depths, [scores(runs[n, init, d]) for d in plan.depths], plan.level)
         for n in (plan.baseline, plan.treated)
     ]
     return Chart(

@@ -180,9 +180,8 @@ def shift_said(runs: Runs, rates: Mapping[str, float]) -> list[str]:
     worst = {name: mean([f[name] for f in found]) for name in found[0]}
     name = max(worst, key=lambda n: worst[n])
     return [
-        f"Dropout before a norm: at {name} the stored variance is off by a factor of {worst[name]:.2f} "
-        "at inference "
-        "(1 is none; Li et al. 2018)."
+        f"Dropout before a norm: at the norm {name} the stored variance is off by a factor of "
+        f"{worst[name]:.2f} at inference (1 is none; Li et al. 2018)."
     ]
 
 

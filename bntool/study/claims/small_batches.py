@@ -15,6 +15,7 @@ from bntool.study.claims.base import (
     called,
     chance_in,
     difference,
+    drawn,
     learners,
     mean,
     repeated,
@@ -181,7 +182,7 @@ def unlearnt(plan: Plan, size: int, learnt: bool) -> list[str]:
 
 def chart(plan: Plan, runs: Mapping[Cell, list[Result]]) -> Chart:
     sizes = sorted(plan.batch_sizes)
-    lines = [across(n, sizes, [scores(runs[n, s]) for s in sizes], plan.level) for n in compared(plan)]
+    lines = [across(drawn(n), sizes, [scores(runs[n, s]) for s in sizes], plan.level) for n in compared(plan)]
     return Chart("Test score by batch size", "batch size", "test score", tuple(lines), x_log=True)
 
 

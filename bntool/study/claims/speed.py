@@ -18,6 +18,7 @@ from bntool.study.claims.base import (
     called,
     chance_in,
     difference,
+    drawn,
     grid,
     mean,
     repeated,
@@ -171,6 +172,9 @@ def headline(
 
 def largest_said(works: dict[str, list[float]], base: str, norm: str) -> str:
     found = largest_ratio(works, base, norm)
+    if found is None and works[norm]:
+        span = f"{min(works[norm]):.3g} to {max(works[norm]):.3g}"
+        return f" In this many steps no learning rate trains it fully without; with it those from {span} do."
     if found is None:
         return ""
     if found == 1.0:
@@ -211,7 +215,7 @@ def rate_chart(plan: Plan, grids: dict[str, list[Trial]], tried: dict[str, list[
     lines = []
     for norm, cell in grids.items():
         values = by_rate(cell, scores(tried[norm]))
-        lines.append(Series(norm, tuple(values), tuple(min(v) for v in values.values())))
+        lines.append(Series(drawn(norm), tuple(values), tuple(min(v) for v in values.values())))
     return Chart(
         "Score after training, by learning rate",
         "learning rate",
@@ -227,7 +231,7 @@ def curve_chart(plan: Plan, runs: dict[tuple[str, float], list[Result]], tuned: 
         rows = [r for r in runs[norm, rate] if not r["diverged"]]
         if rows:
             columns = list(zip(*(r["score"] for r in rows), strict=True))
-            lines.append(across(f"{norm}, rate {rate:.3g}", rows[0]["steps"], columns, plan.level))
+            lines.append(across(f"{drawn(norm)}, rate {rate:.3g}", rows[0]["steps"], columns, plan.level))
     return Chart("Learning curves at tuned rates", "step", "test score", tuple(lines), x_log=True)
 
 

@@ -6,20 +6,24 @@ import math
 from typing import Any
 
 from bntool.study.claims.base import (
-    Chart,
     Finding,
     Known,
     Result,
-    Series,
-    Table,
     called,
     difference,
     matched,
     mean,
     tune,
 )
+from bntool.study.claims.signal_views import (
+    depth_charts,
+    landscape_charts,
+    layers,
+    start_table,
+    trained_table,
+)
 from bntool.study.plan import Plan
-from bntool.study.signals import decades, factor_per_layer, hidden
+from bntool.study.signals import decades, factor_per_layer
 from bntool.study.trial import LANDSCAPE, SIGNALS, Trial
 from bntool.study.verdict import Measure
 
@@ -82,15 +86,10 @@ class Stability:
             "(Santurkar et al. 2018).",
             tuple(measures),
             tuple(conditions(plan, growth, measures)),
-            charts(plan, begun),
-            (factors_table(plan, begun, growth),),
+            (*depth_charts(begun, trained), *landscape_charts(trained)),
+            (start_table(begun), trained_table(trained)),
             {"factor_per_layer": {f"{n}/{i}": v for (n, i), v in growth.items()}, "rate": rate},
         )
-
-
-def layers(result: Result, index: int = 0) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = result[SIGNALS][index]["layers"]
-    return found
 
 
 def spread(plan: Plan, treated: list[Result], base: list[Result], init: str, primary: bool) -> Measure:
@@ -178,46 +177,3 @@ def conditions(plan: Plan, growth: dict[tuple[str, str], float], measures: list[
             "(sqrt(pi / (pi - 1)))."
         )
     return said
-
-
-def charts(plan: Plan, begun: dict[tuple[str, str], list[Result]]) -> tuple[Chart, ...]:
-    lines = []
-    for (norm, init), rows in begun.items():
-        if init in ("default", "he"):
-            values = [hidden(layers(r)) for r in rows]
-            ys = tuple(
-                10 ** mean([math.log10(max(v[k], 1e-30)) for v in values]) for k in range(len(values[0]))
-            )
-            lines.append(Series(f"{norm}, {init} init", tuple(float(k + 1) for k in range(len(ys))), ys))
-    return (
-        Chart("Gradient through depth, at the start", "layer", "gradient norm", tuple(lines), y_log=True),
-    )
-
-
-def factors_table(
-    plan: Plan, begun: dict[tuple[str, str], list[Result]], growth: dict[tuple[str, str], float]
-) -> Table:
-    rows = []
-    for (norm, init), results in begun.items():
-        last = [layers(r)[-1] for r in results]
-        rows.append(
-            (
-                norm,
-                init,
-                round(growth[norm, init], 3),
-                round(mean([decades(layers(r)) for r in results]), 2),
-                round(mean([s["deviation"] for s in last]), 3),
-                f"{100 * mean([mean([s['dead'] for s in layers(r)[1:]]) for r in results]):.1f} %",
-                round(mean([s["rank"] for s in last]), 3),
-            )
-        )
-    columns = (
-        "norm",
-        "init",
-        "factor a layer",
-        "spread (decades)",
-        "last input's deviation",
-        "dead features",
-        "last input's rank",
-    )
-    return Table("At the start", columns, tuple(rows))
