@@ -69,7 +69,10 @@ class Question:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     slots: bool = False
-    """Un-fold: if folding left an Identity behind any layer, norms go there and nowhere else."""
+    """Un-fold: if folding left Identities behind layers, norms go there and nowhere else.
+
+    Where bntool did not fold the model itself, Identities count if most layers have one.
+    """
 
 
 class Seen:
@@ -98,7 +101,7 @@ def watch(model: nn.Module, call: Call) -> Seen:
     seen = Seen()
     handles = [m.register_forward_hook(seen.note, with_kwargs=True) for m in model.modules()]
     try:
-        call.run(model)
+        call.try_on(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -109,8 +112,12 @@ def find(model: nn.Module, flow: Flow, seen: Seen, question: Question) -> list[S
     """All candidates in the model's own order."""
     finder = _Finder(model, flow, seen, question)
     sites = [finder.site(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]
-    if not question.slots or not any(site.slot and not site.reason for site in sites):
+    free = [site for site in sites if not site.reason]
+    slots = [site for site in free if site.slot]
+    if not question.slots or not slots:
         return sites
+    if not finder.emptied and 2 * len(slots) <= len(free):  # the Identities are the model's own
+        return find(model, flow, seen, replace(question, slots=False))
     return [s if s.slot or s.layer in finder.took or s.reason else _never(s) for s in sites]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bntool.errors import UsageError
+from bntool.errors import RunError, UsageError
 from bntool.sources import inputs as sources_inputs
+from bntool.sources.importing import said
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -25,6 +26,14 @@ class Call:
 
     def run(self, model: nn.Module) -> Any:
         return model(*self.args, **self.kwargs)
+
+    def try_on(self, model: nn.Module) -> Any:
+        """`run` as the first one of a model. Raises: RunError when the model does not take these inputs."""
+        try:
+            return self.run(model)
+        except Exception as problem:
+            advice = "Do the inputs have the shapes and types it expects?"
+            raise RunError(f"the model raised {said(problem)}", where="inputs", next=advice) from problem
 
     def tensors(self) -> list[Tensor]:
         return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]

@@ -497,6 +497,8 @@ def test_refusals() -> None:
         bntool.insert(single, torch.randn(1, 6), data=[torch.randn(1, 6)], batch_size=8)
     with pytest.raises(UsageError, match="norm"):
         bntool.insert(plain(), data()[0], norm="magic")
+    with pytest.raises(RunError, match=r"the model raised RuntimeError.*shapes and types"):
+        bntool.insert(plain(), torch.randn(2, 5, 8, 8))
     with pytest.raises(UsageError, match="empty"):
         bntool.insert(plain(), data()[0], data=[])
     bad = data()

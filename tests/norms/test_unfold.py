@@ -68,6 +68,27 @@ def test_an_identity_of_the_models_own_and_a_gate_stay_without() -> None:
     assert result.report.left_out["plain"] == "no norm was folded away here"
 
 
+def test_identities_of_a_network_that_never_had_norms_are_its_own() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+            self.drop_path, self.head = nn.Identity(), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+            return self.head(x.mean((2, 3)))
+
+    class OneIdentity(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.b(torch.relu(self.drop_path(self.a(x)))))
+            return self.head(torch.relu(self.c(x)).mean((2, 3)))
+
+    for model in (Own(), OneIdentity()):
+        report = bntool.unfold(model.eval(), torch.randn(2, 3, 8, 8)).report
+        assert [e.layer for e in report.inserted] == ["a", "b", "c"]
+
+
 def test_a_network_that_never_had_norms_gets_one_behind_every_convolution() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)
