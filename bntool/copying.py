@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-SHARED = (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
-CONTAINERS = (dict, OrderedDict, list, set)
+SHARED = frozenset(
+    (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
+)
+CONTAINERS = frozenset((dict, OrderedDict, list, set))
+#: attributes in which a module holds others, parameters and buffers
+MEMBERS = ("_modules", "_parameters", "_buffers")
 
 
 def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -27,21 +31,32 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     new = memo[id(module)] = type(module).__new__(type(module))
     for name, value in module.__dict__.items():
-        new.__dict__[name] = _children(value, memo) if name == "_modules" else _value(value, memo)
+        kind = type(value)
+        if kind in CONTAINERS and not value and id(value) not in memo:
+            value = kind()  # the many dictionaries of hooks, mostly
+        elif kind not in SHARED:
+            value = _members(value, memo) if name in MEMBERS else _value(value, memo)
+        new.__dict__[name] = value
     return new
 
 
-def _children(children: dict[str, nn.Module | None], memo: dict[int, Any]) -> dict[str, nn.Module | None]:
-    return type(children)((name, None if m is None else copied(m, memo)) for name, m in children.items())
+def _members(members: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    """Each module holds a dictionary of its own, of modules or of tensors."""
+    return type(members)((name, _member(value, memo)) for name, value in members.items())
+
+
+def _member(value: Any, memo: dict[int, Any]) -> Any:
+    if value is None:
+        return None
+    return copied(value, memo) if isinstance(value, nn.Module) else _value(value, memo)
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in SHARED or (kind is tuple and all(type(v) in SHARED for v in value)):
         return value
-    if kind in CONTAINERS and not value and id(value) not in memo:
-        return kind()
-    return copy.deepcopy(value, memo)
+    known = memo.get(id(value))
+    return copy.deepcopy(value, memo) if known is None else known
 
 
 def _plain(cls: type[nn.Module]) -> bool:

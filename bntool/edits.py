@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
 from bntool.norms.stand_in import NormAct, Normed, StandIn
-from bntool.specs import build, put
+from bntool.specs import build
 from bntool.tracing import as_graph, call_at, note, restored
 
 SCHEMA_VERSION = 1
@@ -46,13 +46,15 @@ def apply(model: nn.Module, edit: Edit) -> nn.Module:
     return result
 
 
-def record(model: nn.Module, edit: Edit) -> None:
-    """Note an edit that was performed otherwise."""
-    edits = [*recorded(model), dict(edit)]
+def record(model: nn.Module, *edits: Edit) -> None:
+    """Note edits that were performed otherwise."""
+    if not edits:
+        return
+    every = [*recorded(model), *map(dict, edits)]
     if isinstance(model, fx.GraphModule):
-        note(model, _RECORD, edits)
+        note(model, _RECORD, every)
     else:
-        model.__dict__[_RECORD] = edits
+        model.__dict__[_RECORD] = every
 
 
 def recorded(model: nn.Module) -> list[dict[str, Any]]:
@@ -109,9 +111,13 @@ def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
 
 def detach_idle(model: nn.Module) -> None:
     """Give layers whose attached norm was folded away their places back, and so their old keys."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, Normed) and type(module.norm) is nn.Identity:
-            apply(model, {"op": "detach", "path": path})
+    idle = [
+        (path, m)
+        for path, m in model.named_modules()
+        if isinstance(m, Normed) and type(m.norm) is nn.Identity
+    ]
+    exchange(model, {id(module): module.inner for _, module in idle})
+    record(model, *({"op": "detach", "path": path} for path, _ in reversed(idle)))
 
 
 # --- the operations
@@ -126,12 +132,15 @@ def _replace(model: nn.Module, edit: Edit) -> None:
     new = build(edit["module"], like=old)
     if edit.get("keeps"):
         new = NormAct(new, *(old.get_submodule(part) for part in ("drop", "act")))
-    _exchange(model, old, new)
+    exchange(model, {id(old): new})
 
 
-def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for path in [name for name, m in model.named_modules(remove_duplicate=False) if m is old]:
-        put(model, path, new)
+def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
+    """Put other modules where those are whose ids are given, under all of their names."""
+    for parent in list(model.modules()) if new else ():
+        for name, child in parent._modules.items():
+            while id(child) in new:
+                parent._modules[name] = child = new[id(child)]
 
 
 def _insert(model: nn.Module, edit: Edit) -> None:
@@ -148,7 +157,7 @@ def _attach(model: nn.Module, edit: Edit) -> None:
     """
     layer = model.get_submodule(edit["path"])
     norm = build(edit["module"], like=layer)
-    _exchange(model, layer, Normed(layer, norm, ahead=edit.get("ahead", False)))
+    exchange(model, {id(layer): Normed(layer, norm, ahead=edit.get("ahead", False))})
 
 
 def _detach(model: nn.Module, edit: Edit) -> None:
@@ -156,7 +165,7 @@ def _detach(model: nn.Module, edit: Edit) -> None:
     stand_in = model.get_submodule(edit["path"])
     if not isinstance(stand_in, StandIn):
         raise TypeError("nothing is attached there")
-    _exchange(model, stand_in, stand_in.inner)
+    exchange(model, {id(stand_in): stand_in.inner})
 
 
 def _drop_norm(model: nn.Module, edit: Edit) -> None:
@@ -164,7 +173,8 @@ def _drop_norm(model: nn.Module, edit: Edit) -> None:
     old = model.get_submodule(edit["path"])
     parts = [old.get_submodule(name) for name in edit["keeps"]]
     gone = nn.Identity().train(old.training)
-    _exchange(model, old, gone if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts))
+    left = gone if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    exchange(model, {id(old): left})
 
 
 def _bake(model: nn.Module, edit: Edit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +107,18 @@ def _fold_graph(
 def _fold_module(
     model: nn.Module, example_inputs: Any, keep: Sequence[str], verify: bool, progress: Progress
 ) -> Result[Any, FoldReport]:
-    from bntool.fold_job import Job
+    from bntool.fold_job import Job, collector_paused
 
     progress("fold", 0, 2)
     job = Job(model, call_arguments(example_inputs), tuple(keep))
-    folded = job.run()
+    with collector_paused():
+        folded = job.run()
+        report = report_of(job.plan, job.graph, macs=verify)
     progress("fold", 1, 2)
-    check = verify and example_inputs is not None and bool(job.plan.steps)
-    verification = _checked_module(job, folded, example_inputs) if check else None
+    if verify and example_inputs is not None and job.plan.steps:
+        report = replace(report, verification=_checked_module(job, folded, example_inputs))
     progress("fold", 2, 2)
-    return Result(folded, report_of(job.plan, job.graph, verification=verification, macs=verify))
+    return Result(folded, report)
 
 
 def _checked_module(job: Job, folded: nn.Module, example_inputs: Any) -> Any:
@@ -141,13 +144,15 @@ def fold_(
 
     Takes little more memory than the largest weights that change.
     """
-    from bntool.fold_job import Job
+    from bntool.fold_job import Job, collector_paused
 
     progress("fold", 0, 1)
     job = Job(model, call_arguments(example_inputs), tuple(keep), in_place=True)
-    job.run()
+    with collector_paused():
+        job.run()
+        report = report_of(job.plan, job.graph, macs=False)
     progress("fold", 1, 1)
-    return Result(model, report_of(job.plan, job.graph, macs=False))
+    return Result(model, report)
 
 
 def plan_of(

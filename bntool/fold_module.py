@@ -11,28 +11,46 @@ from torch import nn
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
-from bntool.graphs.fx_calls import owner_part
+from bntool.edits import exchange
+from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
-from bntool.tensors import out_of_range, overwrite, rewritten
+from bntool.tensors import Arithmetic
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """What a plan makes of a model's tensors."""
+class Held:
+    """What a model holds, found in one pass over it."""
 
-    changed: list[tuple[torch.Tensor, torch.Tensor]]
-    """(old, new), every name of a shared tensor once"""
-    biases: list[NewBias]
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.named: dict[str, torch.Tensor] = {}
+        self.same: dict[Hashable, list[torch.Tensor]] = {}
+        """Tensors by the memory they are: several parameters may be one."""
+        self.without_bias: dict[Hashable, list[str]] = {}
+        """Layers that could have a bias and have none, by the memory of their weight."""
+        for path, module in model.named_modules():
+            self._note(f"{path}." if path else "", module)
+
+    def _note(self, prefix: str, module: nn.Module) -> None:
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                self.named[prefix + name] = tensor
+                self.same.setdefault(place_of(tensor), []).append(tensor)
+        weight = module._parameters.get("weight")
+        if weight is not None and module._parameters.get("bias", weight) is None:
+            self.without_bias.setdefault(place_of(weight), []).append(prefix[:-1])
+
+    def tensor(self, name: str) -> torch.Tensor:
+        found = self.named.get(name)
+        return attribute(self.model, name) if found is None else found
 
 
 @dataclass(frozen=True)
 class NewBias:
-    """A bias for a layer that had none; it needs a gradient if its weight does."""
+    """A bias for layers that had none; it needs a gradient if their weight does."""
 
-    rewrite: Rewrite
     paths: list[str]
     parameter: nn.Parameter
 
@@ -42,14 +60,20 @@ def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises: OutOfRange when a new value does not fit its dtype.
     """
-    tensors = new_tensors(model, plan)
-    memo: dict[int, Any] = {id(old): put(old, new) for old, new in tensors.changed}
+    held, arithmetic, todo = Held(model), Arithmetic(), rewrites(plan.changes.values())
+    biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
+    memo: dict[int, Any] = {}
+    for rewrite in todo:
+        if rewrite.param is not None:
+            old = held.tensor(rewrite.param.name)
+            new = _checked(rewrite, old, arithmetic)
+            memo |= {id(twin): put(twin, new) for twin in held.same.get(place_of(old), [old])}
     for path in norm_paths(plan):
         module = model.get_submodule(path)
         if not afterwards(module):
             memo[id(module)] = nn.Identity().train(module.training)
     result = copied(model, memo)
-    _finish(result, plan, tensors.biases)
+    _finish(result, plan, biases)
     return result
 
 
@@ -58,15 +82,15 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
 
     Raises: OutOfRange when a new value does not fit its dtype; nothing has changed then.
     """
-    todo = rewrites(plan.changes.values())
-    present = [(r, attribute(model, r.param.name)) for r in todo if r.param is not None]
+    held, arithmetic, todo = Held(model), Arithmetic(), rewrites(plan.changes.values())
+    present = [(r, held.tensor(r.param.name)) for r in todo if r.param is not None]
     for rewrite, old in present:
-        refusal = out_of_range(rewrite, old)
+        refusal = arithmetic.out_of_range(rewrite, old)
         if refusal is not None:
             raise OutOfRange(rewrite.node.owner, refusal.reason)
-    biases = [_new_bias(model, r) for r in todo if r.param is None]
+    biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
     for rewrite, old in present:
-        overwrite(rewrite, old)
+        arithmetic.overwrite(rewrite, old)
     _finish(model, plan, biases)
 
 
@@ -74,47 +98,23 @@ def _finish(model: nn.Module, plan: Plan, biases: Sequence[NewBias]) -> None:
     for bias in biases:
         for path in bias.paths:
             model.get_submodule(path).register_parameter("bias", bias.parameter)
-    for path in norm_paths(plan):
-        module = model.get_submodule(path)
-        if not isinstance(module, nn.Identity):
-            replace(model, path, _without_norm(module))
+    norms = [model.get_submodule(path) for path in norm_paths(plan)]
+    exchange(model, {id(m): _without_norm(m) for m in norms if not isinstance(m, nn.Identity)})
 
 
-def new_tensors(model: nn.Module, plan: Plan) -> Tensors:
-    """Compute everything that changes; the model stays as it is."""
-    named = _by_place(model)
-    result = Tensors([], [])
-    for rewrite in rewrites(plan.changes.values()):
-        if rewrite.param is None:
-            result.biases.append(_new_bias(model, rewrite))
-            continue
-        old = attribute(model, rewrite.param.name)
-        new = _checked(rewrite, old)
-        result.changed.extend((twin, new) for twin in named.get(owner_part(old), [old]))
-    return result
-
-
-def _by_place(model: nn.Module) -> dict[Hashable, list[torch.Tensor]]:
-    """Tensors by the memory they use: several parameters may be one."""
-    result: dict[Hashable, list[torch.Tensor]] = {}
-    for _, tensor in (*model.named_parameters(), *model.named_buffers()):
-        result.setdefault(owner_part(tensor), []).append(tensor)
-    return result
-
-
-def _checked(rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor:
-    tensor = rewritten(rewrite, old)
+def _checked(rewrite: Rewrite, old: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+    tensor = arithmetic.rewritten(rewrite, old)
     if isinstance(tensor, Blocked):
         raise OutOfRange(rewrite.node.owner, tensor.reason)
     return tensor
 
 
-def _new_bias(model: nn.Module, rewrite: Rewrite) -> NewBias:
-    weight = attribute(model, rewrite.node.params["weight"].name)
+def _new_bias(held: Held, rewrite: Rewrite, arithmetic: Arithmetic) -> NewBias:
+    weight = held.tensor(rewrite.node.params["weight"].name)
     assert rewrite.value is not None
-    new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape))
-    shares = [path for path, m in model.named_modules() if m._parameters.get("weight") is weight]
-    return NewBias(rewrite, shares, nn.Parameter(new, requires_grad=weight.requires_grad))
+    new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape), arithmetic)
+    bias = nn.Parameter(new, requires_grad=weight.requires_grad)
+    return NewBias(held.without_bias.get(place_of(weight), []), bias)
 
 
 def put(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -142,12 +142,3 @@ def _without_norm(module: nn.Module) -> nn.Module:
     parts = afterwards(module)
     left = nn.Identity() if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     return left.train(module.training) if not parts else left
-
-
-def replace(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put `new` at `path`, and at every other name under which the same module is registered."""
-    old = model.get_submodule(path)
-    for parent in model.modules():
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new

@@ -18,7 +18,7 @@ from bntool.graphs.base import Node
 from bntool.graphs.fx_modules import FxGraph
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
-from bntool.tensors import rewritten
+from bntool.tensors import Arithmetic
 
 #: where an operator takes its bias
 BIAS_AT = 2
@@ -76,7 +76,7 @@ class ProgramEdit:
         """A new tensor under the same name, and under every other name of the same tensor."""
         assert rewrite.param is not None
         old = self.tensor(rewrite.param.name)
-        new = rewritten(rewrite, old)
+        new = Arithmetic().rewritten(rewrite, old)
         if isinstance(new, Blocked):
             raise OutOfRange(rewrite.node.owner, new.reason)
         for holder in (self.state, self.constants):

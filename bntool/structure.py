@@ -39,8 +39,7 @@ def part_of(module: nn.Module) -> Part:
 
 def record_changes(before: Structure, after: nn.Module) -> None:
     """Record on `after` the edits that make its structure of a module built as `before`."""
-    for edit in list(changes(before, after)):
-        record(after, edit)
+    record(after, *list(changes(before, after)))
 
 
 def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -9,18 +13,75 @@ from bntool.algebra.affine import Array, Blocked
 from bntool.rewriting import Rewrite
 
 #: elements worked on at a time, so that their float64 copy stays in the processor's cache
-PIECE = 1 << 17
+PIECE = 1 << 18
 
 
-def rewritten(rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor | Blocked:
-    """The new tensor, with dtype, device and memory format of `old`; Blocked where it leaves the range."""
-    new = torch.empty_like(old, requires_grad=False)
-    if rewrite.value is not None:
+class Arithmetic:
+    """Carries rewrites out. One float64 space serves all tensors: memory new to a process is slow."""
+
+    def __init__(self) -> None:
+        self._space = torch.empty(0, dtype=torch.float64)
+
+    def rewritten(self, rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor | Blocked:
+        """The new tensor, with the dtype and layout of `old`; Blocked where it leaves the range."""
+        new = torch.empty_like(old, requires_grad=False)
+        return new if self._write(rewrite, old.detach(), new) else _refusal(rewrite, old)
+
+    def overwrite(self, rewrite: Rewrite, old: torch.Tensor) -> None:
+        """The new value in the old one's place, piece by piece."""
+        place = old.detach()
+        self._write(rewrite, place, place)
+
+    def out_of_range(self, rewrite: Rewrite, old: torch.Tensor) -> Blocked | None:
+        """Why `old` cannot be overwritten, if so; computed in full only where a bound does not tell."""
+        if rewrite.value is None and old.numel():
+            low, high = old.detach().aminmax()
+            factor = 1.0 if rewrite.scale is None else float(np.abs(rewrite.scale).max())
+            shift = 0.0 if rewrite.shift is None else float(np.abs(rewrite.shift).max())
+            if max(-float(low), float(high)) * factor + shift < torch.finfo(old.dtype).max:
+                return None
+        outcome = self.rewritten(rewrite, old)
+        return outcome if isinstance(outcome, Blocked) else None
+
+    def _write(self, rewrite: Rewrite, old: torch.Tensor, new: torch.Tensor) -> bool:
+        """Whether all of it is finite."""
+        if rewrite.value is None:
+            return self._multiply(old, _tensor(rewrite.scale, old), _tensor(rewrite.shift, old), new)
         new.copy_(torch.from_numpy(np.ascontiguousarray(rewrite.value)).reshape(old.shape))
-        finite = bool(torch.isfinite(new).all())
-    else:
-        finite = multiply(old.detach(), _tensor(rewrite.scale, old), _tensor(rewrite.shift, old), new)
-    return new if finite else _refusal(rewrite, old)
+        return finite(new)
+
+    def _multiply(
+        self, old: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, new: torch.Tensor
+    ) -> bool:
+        """`new = old * scale + shift` in float64; whether all of it is finite. `new` may be `old`."""
+        if old.ndim == 0:
+            old, new = old.reshape(1), new.reshape(1)
+        rows = max(1, PIECE // max(1, old[0].numel())) if old.shape[0] else 1
+        space, fine = self._space_like(old[:rows]), True
+        count = max(1, -(-old.shape[0] // rows))
+        pieces = (_split(values, rows, count) for values in (old, new, scale, shift))
+        for source, target, factor, term in zip(*pieces, strict=True):
+            piece = space if source.shape[0] == rows else space[: source.shape[0]]
+            piece.copy_(source)
+            if factor is not None:
+                piece.mul_(factor)
+            if term is not None:
+                piece.add_(term)
+            fine = finite(target.copy_(piece)) and fine
+        return fine
+
+    def _space_like(self, piece: torch.Tensor) -> torch.Tensor:
+        """Room for a piece in float64, laid out in memory as it is."""
+        if not (piece.is_cpu and piece.is_contiguous()):
+            return torch.empty_like(piece, dtype=torch.float64)
+        if self._space.numel() < piece.numel():
+            self._space = torch.empty(max(PIECE, piece.numel()), dtype=torch.float64)
+        return self._space[: piece.numel()].view(piece.shape)
+
+
+def finite(values: torch.Tensor) -> bool:
+    """(A sum is finite only where all are, and several times faster than looking at each.)"""
+    return isfinite(values.sum()) or bool(values.isfinite().all())
 
 
 def _refusal(rewrite: Rewrite, old: torch.Tensor) -> Blocked:
@@ -28,50 +89,11 @@ def _refusal(rewrite: Rewrite, old: torch.Tensor) -> Blocked:
     return Blocked(f"{name} would leave the range of {str(old.dtype).removeprefix('torch.')}")
 
 
-def out_of_range(rewrite: Rewrite, old: torch.Tensor) -> Blocked | None:
-    """Why `old` cannot be overwritten, if it cannot; computed in full only where a bound does not tell."""
-    if rewrite.value is None and old.numel():
-        low, high = old.detach().aminmax()
-        factor = 1.0 if rewrite.scale is None else float(np.abs(rewrite.scale).max())
-        shift = 0.0 if rewrite.shift is None else float(np.abs(rewrite.shift).max())
-        if max(-float(low), float(high)) * factor + shift < torch.finfo(old.dtype).max:
-            return None
-    outcome = rewritten(rewrite, old)
-    return outcome if isinstance(outcome, Blocked) else None
-
-
-def overwrite(rewrite: Rewrite, old: torch.Tensor) -> None:
-    """The new value in the old one's place, piece by piece."""
-    place = old.detach()
-    if rewrite.value is not None:
-        place.copy_(torch.from_numpy(np.ascontiguousarray(rewrite.value)).reshape(old.shape))
-    else:
-        multiply(place, _tensor(rewrite.scale, old), _tensor(rewrite.shift, old), place)
-
-
-def multiply(
-    old: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, new: torch.Tensor
-) -> bool:
-    """`new = old * scale + shift` in float64; whether all of it is finite. `new` may be `old`."""
-    if old.ndim == 0:
-        old, new = old.reshape(1), new.reshape(1)
-    rows = max(1, PIECE // max(1, old[0].numel())) if old.shape[0] else 1
-    finite = True
-    space = torch.empty_like(old[:rows], dtype=torch.float64)
-    for start in range(0, old.shape[0], rows):
-        here = slice(start, start + rows)
-        piece = space[: min(rows, old.shape[0] - start)].copy_(old[here])
-        if scale is not None:
-            piece.mul_(_rows(scale, here))
-        if shift is not None:
-            piece.add_(_rows(shift, here))
-        result = new[here].copy_(piece)
-        finite = finite and bool(result.sum().isfinite() or result.isfinite().all())
-    return finite
-
-
-def _rows(values: torch.Tensor, here: slice) -> torch.Tensor:
-    return values[here] if values.shape[0] > 1 else values
+def _split(values: torch.Tensor | None, rows: int, count: int) -> Sequence[Any]:
+    """The part that belongs to each of `count` pieces; a factor may be the same for all of them."""
+    if values is None or values.shape[0] <= 1 or count == 1:
+        return [values] * count
+    return values.split(rows)  # type: ignore[no-any-return]
 
 
 def _tensor(values: Array | None, like: torch.Tensor) -> torch.Tensor | None:

@@ -157,3 +157,29 @@ def test_verification_sees_a_weight_that_is_one_percent_off() -> None:
     result[0].weight.data[0, 0] *= 1.01
     with pytest.raises(VerificationError):
         verify(model, result, X).insist()
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_weights_are_worked_on_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, memory: torch.memory_format
+) -> None:
+    monkeypatch.setattr("bntool.tensors.PIECE", 100)
+    parts = (nn.Conv2d(3, 11, 3, bias=False), nn.BatchNorm2d(11))
+    x = torch.randn(2, 3, 8, 8)
+    model = prepared(nn.Sequential(*parts), x.double()).float().to(memory_format=memory)
+    result = fold(model, x).model
+    norm = model[1]
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    wanted = model[0].weight.double() * scale.reshape(-1, 1, 1, 1)
+    assert torch.equal(result[0].weight, wanted.float())
+    assert result[0].weight.stride() == model[0].weight.stride()
+
+
+def test_one_channel_of_the_last_piece_out_of_range_keeps_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bntool.tensors.PIECE", 100)
+    model = nn.Sequential(nn.Linear(30, 11), nn.BatchNorm1d(11)).eval()
+    with torch.no_grad():
+        model[0].weight[10, 29] = 3e38
+        model[1].weight[10] = 30
+    report = fold(model, torch.randn(2, 30), verify=False).report
+    assert "0.weight would leave the range of float32" in report.kept[0].reason

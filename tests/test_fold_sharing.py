@@ -255,20 +255,43 @@ def test_an_in_place_op_behind_a_norm_must_not_reach_the_models_input() -> None:
     assert torch.equal(x, X)
 
 
+class Twins(nn.Module):
+    """Two layers, each with a parameter of its own in one memory, and one norm behind both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(4, 4, 1, bias=False) for _ in range(2))
+        self.norm = nn.BatchNorm2d(4)
+        self.b.weight = nn.Parameter(self.a.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = self.norm(self.a(x)) * self.norm(self.b(x))
+        return product
+
+
+def test_layers_that_share_memory_all_get_the_new_bias() -> None:
+    model = prepared(Twins(), X)
+    model.b.weight = nn.Parameter(model.a.weight.data)
+    result = fold(model, X)
+    assert len(result.report.folded) == 1
+    assert result.model.a.bias is result.model.b.bias is not None
+    assert error(model, result.model, X) < 1e-12
+
+
 def test_a_failing_verification_names_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bntool import tensors
     from bntool.errors import VerificationError
     from bntool.rewriting import Rewrite
+    from bntool.tensors import Arithmetic
 
-    right = tensors.rewritten
+    right = Arithmetic.rewritten
 
-    def wrong(rewrite: Rewrite, old: Tensor) -> Any:
-        result = right(rewrite, old)
+    def wrong(self: Arithmetic, rewrite: Rewrite, old: Tensor) -> Any:
+        result = right(self, rewrite, old)
         if rewrite.node.where == "3" and rewrite.name == "weight":
             result[0] *= 1.01  # type: ignore[operator]
         return result
 
-    monkeypatch.setattr("bntool.fold_module.rewritten", wrong)
+    monkeypatch.setattr(Arithmetic, "rewritten", wrong)
     parts = [m for _ in range(3) for m in (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Tanh())]
     model = prepared(nn.Sequential(*parts), X)
     with pytest.raises(VerificationError, match=r"^4: the output is off"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +49,11 @@ class ChannelAffine:
     def shape(self) -> tuple[int, ...]:
         return self.scale.shape
 
-    @property
+    @cached_property
     def scales(self) -> bool:
         return bool((self.scale != 1).any())
 
-    @property
+    @cached_property
     def shifts(self) -> bool:
         return bool((self.shift != 0).any())
 
@@ -79,7 +80,7 @@ class ChannelAffine:
         return self.reshape((1,) * (rank - len(self.shape)) + self.shape)
 
     def equals(self, other: ChannelAffine) -> bool:
-        return (
+        return self is other or (
             self.shape == other.shape
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.shift, other.shift)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import numpy as np
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
@@ -21,14 +23,19 @@ def norm_map(
     if mean is None or var is None:
         return Blocked("it has no running statistics, so it normalises with those of each batch")
     for name, values in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias)):
-        if values is not None and not np.isfinite(values).all():
+        if values is not None and not _finite(values):
             return Blocked(f"its {name} has NaN or infinite values: repair the checkpoint")
     spread = var + eps
-    if (spread < TINY).any():
+    if spread.min(initial=np.inf) < TINY:
         return Blocked(f"running variance + eps is {spread.min():.3g} in a channel: recalibrate it")
     scale = 1 / np.sqrt(spread) if weight is None else weight / np.sqrt(spread)
     shift = -mean * scale if bias is None else bias - mean * scale
     return ChannelAffine(scale, shift)
+
+
+def _finite(values: Array) -> bool:
+    """(The sum of squares, in a fraction of the time, unless it overflows.)"""
+    return isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
 def norm_parameters(total: ChannelAffine, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:

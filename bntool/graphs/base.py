@@ -69,6 +69,8 @@ class Param:
     fetch: Callable[[], Array]
     writable: bool = True
     """False for a value computed from others (a standardised weight) or read by code nobody can see."""
+    part: Hashable = None
+    """Which part of the memory behind `key` it is, where several may share that."""
 
 
 @dataclass(eq=False)

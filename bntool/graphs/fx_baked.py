@@ -17,6 +17,8 @@ HOOKS = (WeightNorm, SpectralNorm)
 
 def own_type(module: nn.Module) -> type[nn.Module]:
     """The module's class, without the one a parametrization has put in its place."""
+    if "parametrizations" not in module._modules:  # asking torch takes a failed look-up for every module
+        return type(module)
     return parametrize.type_before_parametrizations(module)
 
 
@@ -26,9 +28,9 @@ def computed_by_hook(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
 
 def is_computed(module: nn.Module, name: str) -> bool:
     """Whether the tensor `name` of a module is computed anew for every call."""
-    return parametrize.is_parametrized(module, name) or any(
-        hook.name == name for hook in computed_by_hook(module)
-    )
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module, name):
+        return True
+    return bool(module._forward_pre_hooks) and any(h.name == name for h in computed_by_hook(module))
 
 
 def _give_own_class(module: nn.Module) -> None:

@@ -29,6 +29,9 @@ SIZE_METHODS = names(
 )
 
 
+IN_NUMPY = (torch.float32, torch.float64, torch.float16)
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a table says of a call: its neutral kind, which arguments are inputs, attributes, parameters."""
@@ -83,7 +86,7 @@ class Call:
             found = param_of(self.sizes.tensor(path), path)
             return replace(found, writable=False) if path in self.sizes.constants else found
         shape = self.shape(argument)
-        if shape is None or not is_constant(argument):
+        if shape is None or not self.sizes.is_constant(argument):
             return None
         return Param(argument.name, ("computed", argument), shape, "", _unknown_value, writable=False)
 
@@ -95,40 +98,36 @@ def _unknown_value() -> Array:
     raise AssertionError("a computed parameter is never fetched")
 
 
-def is_constant(node: fx.Node) -> bool:
-    """Whether a value derives from parameters and literals alone."""
-    seen, todo = {node}, [node]
-    while todo:
-        node = todo.pop()
-        if node.op == "get_attr":
-            continue
-        if node.op in ("placeholder", "call_module") or not node.all_input_nodes:
-            return False
-        todo += [n for n in node.all_input_nodes if n not in seen]
-        seen.update(node.all_input_nodes)
-    return True
-
-
 def tensor_key(tensor: torch.Tensor) -> Hashable:
     """Equal for tensors that share memory: what is written to one shows in the other."""
-    if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided:
+    if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
         return id(tensor)
-    return (str(tensor.device), tensor.untyped_storage().data_ptr())
+    return (tensor.device, tensor.untyped_storage().data_ptr())
 
 
-def owner_part(tensor: torch.Tensor) -> Hashable:
+def memory_part(tensor: torch.Tensor) -> Hashable:
+    """Which part of its memory a tensor is."""
     if tensor.layout != torch.strided:
-        return tensor_key(tensor)
-    return (tensor_key(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        return None
+    return (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def place_of(tensor: torch.Tensor) -> Hashable:
+    """Equal for tensors that are one: the same part of the same memory."""
+    return (tensor_key(tensor), memory_part(tensor))
 
 
 def param_of(tensor: torch.Tensor, name: str) -> Param:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Param(name, tensor_key(tensor), tuple(tensor.shape), dtype, lambda: to_float64(tensor))
+    key, part = tensor_key(tensor), memory_part(tensor)
+    return Param(name, key, tuple(tensor.shape), dtype, lambda: to_float64(tensor), part=part)
 
 
 def to_float64(tensor: torch.Tensor) -> Array:
-    return np.asarray(tensor.detach().to("cpu", torch.float64).numpy())
+    values = tensor.detach().cpu()
+    if values.dtype in IN_NUMPY:  # which converts small arrays in half the time
+        return values.numpy().astype(np.float64)
+    return np.asarray(values.double().numpy())
 
 
 def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[str, Param]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bntool.graphs.fx_calls import Call, Spec, function_name, is_constant
+from bntool.graphs.fx_calls import Call, Spec, function_name
 from bntool.graphs.fx_layers import NO_BIAS, Build, nonzero
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.windows import window
@@ -193,7 +193,7 @@ def attention(call: Call) -> Spec | None:
 
 def _never_hides_a_row(mask: Any, call: Call) -> bool:
     """Where a mask leaves nothing of a row the attention gives zeros: only a finite parameter never does."""
-    if not isinstance(mask, fx.Node) or not is_constant(mask):
+    if not isinstance(mask, fx.Node) or not call.sizes.is_constant(mask):
         return False
     value = call.sizes.value(mask)
     return isinstance(value, torch.Tensor) and value.is_floating_point()

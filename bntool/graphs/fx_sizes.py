@@ -5,11 +5,13 @@ Runs the ops on `meta` tensors, which have sizes and types but no data (ten time
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
+T = TypeVar("T")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -35,14 +37,22 @@ class Sizes:
     numbers; without them only what derives from parameters is known.
     """
 
-    def __init__(self, root: nn.Module, inputs: Inputs | None, *, noted: bool = False) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        inputs: Inputs | None,
+        modules: dict[str, nn.Module] | None = None,
+        *,
+        noted: bool = False,
+    ) -> None:
         self.root = root
         self.noted = noted
         """Whether the graph's nodes carry what their values were when it was exported."""
         self.values: dict[fx.Node, Any] = {}
-        self.modules: dict[str, nn.Module] = {}
+        self.modules = modules if modules is not None else {}
         self.constants: dict[str, torch.Tensor] = {}
         """Tensors made while tracing, by the name under which the graph reads them."""
+        self.constant: dict[fx.Node, bool] = {}
         self.metas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         args, kwargs = inputs if inputs is not None else ((), {})
         self.args, self.kwargs = [self._meta(a) for a in args], {k: self._meta(v) for k, v in kwargs.items()}
@@ -58,16 +68,19 @@ class Sizes:
         return self.constants[path] if path in self.constants else attribute(self.root, path)
 
     def value(self, node: fx.Node) -> Any:
-        pending = [node]
-        while pending:
-            node = pending[-1]
-            missing = [n for n in node.all_input_nodes if n not in self.values]
-            pending.extend(missing)
-            if not missing:
-                pending.pop()
-                if node not in self.values:
-                    self.values[node] = self._evaluate(node)
-        return self.values[node]
+        return _with_inputs_first(node, self.values, self._evaluate)
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a value derives from parameters and literals alone."""
+        return _with_inputs_first(node, self.constant, self._is_constant)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        inputs = node.all_input_nodes
+        return node.op == "get_attr" or (
+            node.op not in ("placeholder", "call_module")
+            and bool(inputs)
+            and all(self.constant[n] for n in inputs)
+        )
 
     def _evaluate(self, node: fx.Node) -> Any:
         if any(self.values[n] is UNKNOWN for n in node.all_input_nodes):
@@ -159,6 +172,20 @@ def rebatched(inputs: Inputs | None) -> list[Inputs]:
         for n in (1, here + 1, 4096)
         if n != here and here
     ]
+
+
+def _with_inputs_first(node: fx.Node, known: dict[fx.Node, T], work_out: Callable[[fx.Node], T]) -> T:
+    """`known[node]`, worked out after all it depends on. (Graphs may be deeper than the stack.)"""
+    pending = [node]
+    while pending:
+        node = pending[-1]
+        missing = [n for n in node.all_input_nodes if n not in known]
+        pending.extend(missing)
+        if not missing:
+            pending.pop()
+            if node not in known:
+                known[node] = work_out(node)
+    return known[node]
 
 
 def _before(node: fx.Node) -> list[fx.Node]:

@@ -6,14 +6,15 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import is_tensor_method_or_property
 
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
@@ -22,6 +23,8 @@ from bntool.graphs.fx_untouched import untouched
 
 #: control flow is followed through at most so many ways
 MAX_PATHS = 16
+#: arguments of these types stand in the graph as they are
+LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
 IN_PLACE = {
     "__iadd__": operator.iadd,
     "__isub__": operator.isub,
@@ -52,6 +55,20 @@ class Value(fx.Proxy):
         if isinstance(known, (tuple, list, torch.Tensor)):
             return len(known)
         raise fx.proxy.TraceError("the length of a traced value is not known")
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        orig_method: Any,
+        types: Any,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> fx.Proxy:
+        """(fx searches all arguments for the tracer, however deep; mostly the first one has it.)"""
+        plain = type(orig_method) in (FunctionType, BuiltinFunctionType)
+        if args and type(args[0]) is cls and plain and not is_tensor_method_or_property(orig_method):
+            return args[0].tracer.create_proxy("call_function", orig_method, args, kwargs or {})
+        return super().__torch_function__(orig_method, types, args, kwargs)
 
     def _number(self) -> Any:
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
@@ -112,11 +129,14 @@ class Tracer(fx.Tracer):
         self.names: dict[int, str] = {}
 
     def run(self, root: nn.Module) -> fx.Graph:
-        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-            self.names.setdefault(id(tensor), name)
-        self.frozen = {m for m in root.modules() if is_frozen_norm(m)}
-        self.sizes = Sizes(root, self.inputs)
-        self.other_sizes = [Sizes(root, inputs) for inputs in rebatched(self.inputs)]
+        modules = dict(root.named_modules())
+        for path, module in modules.items():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+        self.frozen = {m for m in modules.values() if is_frozen_norm(m)}
+        self.sizes = Sizes(root, self.inputs, modules)
+        self.other_sizes = [Sizes(root, inputs, modules) for inputs in rebatched(self.inputs)]
         for sizes in self.other_sizes:
             sizes.constants = self.sizes.constants
         return self.trace(root)
@@ -128,12 +148,22 @@ class Tracer(fx.Tracer):
         return Value(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
+        """(Without what fx notes of where a node came from.)"""
+        node = self.graph.create_node(*args, **kwargs)
         node.meta["at"] = self.path
         return node
 
     def create_arg(self, a: Any) -> Any:
         """A tensor made while tracing is a constant of the graph (fx would put it on the user's model)."""
+        kind = type(a)
+        if kind is Value:
+            return a.node
+        if kind in LITERALS:
+            return a
+        if kind is tuple:
+            return tuple([self.create_arg(part) for part in a])
+        if kind is dict and all(type(name) is str for name in a):
+            return {name: self.create_arg(part) for name, part in a.items()}
         if type(a) is torch.Tensor and id(a) not in self.names and a not in self.tensor_attrs:
             assert self.sizes is not None
             name = f"_tensor_constant{len(self.sizes.constants)}"
@@ -156,28 +186,30 @@ class Tracer(fx.Tracer):
         if self.measuring:
             return forward(*args, **kwargs)
         name = self.path_of_module(m)
-        with self._inside(name):
-            why = f"a hook on {name} sees this value" if has_hooks(m) else ""
-            if why:
-                self.watch.mark((args, kwargs), why)
-            if self.is_leaf_module(m, name):
-                result = self.create_proxy("call_module", name, args, kwargs)
-            else:
-                result = m.forward(*args, **kwargs)
-            if why:
-                self.watch.mark(result, why)
-            return result
-
-    @contextlib.contextmanager
-    def _inside(self, name: str) -> Iterator[None]:
         outer, self.path = self.path, name
         try:
-            yield
+            return (
+                self._called_watched(m, name, args, kwargs)
+                if has_hooks(m)
+                else self._called(m, name, args, kwargs)
+            )
         except Exception:
             self.failed_in = name if self.failed_in is None else self.failed_in
             raise
         finally:
             self.path = outer
+
+    def _called(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.is_leaf_module(m, name):
+            return self.create_proxy("call_module", name, args, kwargs)
+        return m.forward(*args, **kwargs)
+
+    def _called_watched(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        why = f"a hook on {name} sees this value"
+        self.watch.mark((args, kwargs), why)
+        result = self._called(m, name, args, kwargs)
+        self.watch.mark(result, why)
+        return result
 
     def known(self, node: fx.Node) -> Any:
         assert self.sizes is not None
@@ -219,8 +251,9 @@ class Tracer(fx.Tracer):
 
 def has_hooks(m: nn.Module) -> bool:
     """Whether somebody else's code runs when the module is called; a norm of its weight is not that."""
-    before = len(m._forward_pre_hooks) - len(computed_by_hook(m))
-    return bool(before or m._forward_hooks or m._backward_hooks or m._backward_pre_hooks)
+    if m._forward_hooks or m._backward_hooks or m._backward_pre_hooks:
+        return True
+    return bool(m._forward_pre_hooks) and len(m._forward_pre_hooks) > len(computed_by_hook(m))
 
 
 @dataclass

@@ -21,7 +21,6 @@ from bntool.graphs.fx_calls import (
     changes_in_place,
     function_name,
     names,
-    owner_part,
     param_of,
 )
 from bntool.graphs.fx_frozen import is_frozen_norm
@@ -53,6 +52,8 @@ class Translator:
     now: dict[fx.Node, Node] = field(default_factory=dict)
     plain: set[fx.Node] = field(default_factory=set)
     family: dict[int, list[Node]] = field(default_factory=dict)
+    aliases: dict[int, list[fx.Node]] = field(default_factory=dict)
+    """The traced values that `now` says are a node, by its id: in-place ops make one of several."""
     overwritten: list[tuple[list[Node], int, str]] = field(default_factory=list)
     _tensors_read: set[str] | None = None
 
@@ -176,7 +177,7 @@ class Translator:
     def _value(self, node: fx.Node) -> Node:
         if node in self.plain:
             constant = Node(node.name, "constant", origin=node, where=node.name)
-            self.now[node] = self.graph.add(constant)
+            self._name(node, self.graph.add(constant))
             self.plain.discard(node)
         elif node.op == "get_attr" and node not in self.now:
             return self._parameter(node)
@@ -194,11 +195,15 @@ class Translator:
             new.owner = (spec.kind, *(self._owner_part(p) for p in params.values()), spec.attrs.get("eps"))
         new.watched = self.way.watched.get(node, "")
         new.pinned = self._pinned(node) if spec.kind in NORMS else ""
-        self.now[node] = self.graph.add(new)
+        self._name(node, self.graph.add(new))
         if spec.kind in ("layout", "identity"):
             self.family[id(new)] = self.family.setdefault(id(inputs[0]), [inputs[0]])
             self.family[id(new)].append(new)
         return new
+
+    def _name(self, node: fx.Node, value: Node) -> None:
+        self.now[node] = value
+        self.aliases.setdefault(id(value), []).append(node)
 
     def _would_use_a_bias(self, node: fx.Node) -> bool:
         path = str(node.meta.get("at", ""))
@@ -215,7 +220,7 @@ class Translator:
     def _owner_part(self, param: Param) -> Hashable:
         if not param.writable or (isinstance(param.key, tuple) and param.key[0] == "computed"):
             return param.key
-        return owner_part(attribute(self.graph.root, param.name))
+        return (param.key, param.part)
 
     def _where(self, node: fx.Node) -> str:
         path = str(node.meta.get("at", ""))
@@ -281,11 +286,12 @@ class Translator:
             self.overwritten.append(
                 ([*family, *([old] if new.kind == "opaque" else [])], len(self.graph.nodes), new.where)
             )
-        for alias, value in self.now.items():
-            if value is old:
-                self.now[alias] = new
+        for alias in self.aliases.pop(id(old)):
+            self._name(alias, new)
 
     def _mark_overwritten(self, start: int) -> None:
+        if not self.overwritten:
+            return
         position = {id(n): i for i, n in enumerate(self.graph.nodes)}
         last_read: dict[int, int] = {}
         for reader in self.graph.nodes[start:]:
