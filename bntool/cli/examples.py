@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 
-def epilog(command: str) -> str:
+def epilog(command: str) -> str | None:
     r"""The examples as an epilog of `--help`; \b keeps click from joining the lines."""
-    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in EXAMPLES[command])))
+    lines = EXAMPLES.get(command)
+    return None if lines is None else "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))

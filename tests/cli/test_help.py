@@ -39,6 +39,10 @@ def test_every_option_is_explained() -> None:
                 assert explained, f"{text.name}: {line}"
 
 
+def test_every_command_has_examples() -> None:
+    assert set(EXAMPLES) == {command.__name__ for command in app.COMMANDS}
+
+
 @pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
 def test_an_example_in_the_help_is_a_command_line_that_parses(line: str) -> None:
     program, name, *arguments = shlex.split(line)
