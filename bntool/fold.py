@@ -113,7 +113,7 @@ def _fold_module(
     job = Job(model, call_arguments(example_inputs), tuple(keep))
     with collector_paused():
         folded = job.run()
-        report = report_of(job.plan, job.graph, macs=verify)
+        report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=verify)
     progress("fold", 1, 2)
     if verify and example_inputs is not None and job.plan.steps:
         report = replace(report, verification=_checked_module(job, folded, example_inputs))
@@ -150,7 +150,7 @@ def fold_(
     job = Job(model, call_arguments(example_inputs), tuple(keep), in_place=True)
     with collector_paused():
         job.run()
-        report = report_of(job.plan, job.graph, macs=False)
+        report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=False)
     progress("fold", 1, 1)
     return Result(model, report)
 

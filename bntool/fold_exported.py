@@ -50,7 +50,8 @@ def fold_program(
     if verification is not None:
         verification.insist(where="the folded program")
     progress("verify", 2, 2)
-    return Result(folded, with_merged(report_of(plan, graph, verification=verification), merged))
+    report = report_of(plan, graph, notes=graph.notes, verification=verification)
+    return Result(folded, with_merged(report, merged))
 
 
 def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tuple[ExportedProgram, Plan]:

@@ -63,7 +63,9 @@ def fold_file(
 
 
 def _report(folding: Folding, plan: Plan, verification: Verification | None) -> FoldReport:
-    report = report_of(plan, notes=folding.notes, verification=verification)
+    report = report_of(
+        plan, folding.graph, notes=folding.notes, verification=verification, grown=folding.grown
+    )
     return with_merged(report, folding.merged)
 
 

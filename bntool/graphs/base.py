@@ -13,7 +13,8 @@ linear           x       transposed (weight is (in, out))                       
 matmul_const     x       side: "right" (x @ w) or "left" (w @ x)                 weight
 embedding        -                                                               weight (num, dim)
                          all five: no_bias, the reason why a bias cannot be given to it, if it cannot
-batch_norm       x       eps, training, channels                                 weight?, bias?, mean, var
+batch_norm       x       eps, training, channels; counter_bytes of a count that  weight?, bias?, mean, var
+                         goes with its statistics
 instance_norm    x       as batch_norm (running statistics in use)               as batch_norm
 layer_norm       x       normalized (trailing dimensions)                        weight?, bias?
 group_norm       x                                                               weight?, bias?
@@ -71,6 +72,12 @@ class Param:
     """False for a value computed from others (a standardised weight) or read by code nobody can see."""
     part: Hashable = None
     """Which part of the memory behind `key` it is, where several may share that."""
+    source: Hashable = None
+    """The stored tensor, where several keys may read one."""
+
+    @property
+    def stored(self) -> Hashable:
+        return (self.key, self.part) if self.source is None else self.source
 
 
 @dataclass(eq=False)

@@ -10,8 +10,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from bntool.algebra.absorbing import NORMS
 from bntool.graphs.aten import as_torch_functions
 from bntool.graphs.base import Node
+from bntool.graphs.fx_layers import counter_bytes
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Sizes
 from bntool.graphs.fx_trace import Way
@@ -38,6 +40,9 @@ def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
     graph.finish()
     for node in graph.nodes:
         _finish(node)
+        if node.kind in NORMS and "mean" in node.params:
+            owner = node.params["mean"].name.rpartition(".")[0]
+            node.attrs["counter_bytes"] = counter_bytes(module.get_submodule(owner))
     return graph
 
 

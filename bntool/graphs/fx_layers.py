@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from bntool.graphs.base import Param
@@ -163,8 +164,15 @@ def norm_module(call: Call) -> Spec | None:
         "eps": float(module.eps),  # type: ignore[arg-type]
         "training": module.training,
         "rank": rank or call.rank(x),
+        "counter_bytes": counter_bytes(module),
     }
     return Spec("instance_norm" if instance else "batch_norm", (x,), attrs, params)
+
+
+def counter_bytes(norm: nn.Module) -> int:
+    """The size of the number of batches seen, which a norm keeps beside its statistics."""
+    counter = getattr(norm, "num_batches_tracked", None)
+    return counter.nbytes if isinstance(counter, torch.Tensor) else 0
 
 
 def frozen_norm(call: Call) -> Spec:

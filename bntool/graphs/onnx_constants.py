@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,16 @@ def evaluate(node: NodeProto, known: dict[str, Const], types: Types, scope: str)
     present = [c for c in consts if c is not None]
     if node.op_type == "Shape":
         return _shape_of(node, present[0].shape, scope)
+    if node.op_type == "Identity":  # what one tensor is called elsewhere
+        return {node.output[0]: present[0]}
     attrs, shapes = attributes(node), [types.of(name).shape for name in node.output]
 
     def run() -> list[NDArray[Any]]:
         inputs = [None if c is None else c.fetch() for c in consts]
         return compute(Args(inputs, attrs, len(node.output), shapes))
 
-    return _lazy(node, run, types, scope) if _big(present, shapes) else _eager(node, run, scope)
+    source = _source(node, consts, shapes) if present else scope + node.output[0]
+    return _lazy(node, run, types, source) if _big(present, shapes) else _eager(node, run, source)
 
 
 def spelled_out(model: ModelProto, store: Store, types: Types) -> ModelProto:
@@ -133,12 +137,20 @@ def _big(inputs: Iterable[Const], shapes: Iterable[tuple[int, ...] | None]) -> b
     return max(sizes, default=0) > EAGER
 
 
-def _eager(node: NodeProto, run: Callable[[], list[NDArray[Any]]], scope: str) -> dict[str, Const] | None:
+def _source(node: NodeProto, inputs: Iterable[Const | None], shapes: Iterable[Any]) -> str:
+    """The same for the same operator on the same tensors: a layer called twice reads its weight twice."""
+    attrs = sorted(a.SerializeToString() for a in node.attribute)
+    parts = (node.op_type, attrs, [c and c.source for c in inputs], list(shapes))
+    return blake2b(repr(parts).encode()).hexdigest()
+
+
+def _eager(node: NodeProto, run: Callable[[], list[NDArray[Any]]], source: str) -> dict[str, Const] | None:
     try:
         values = run()
     except (ValueError, KeyError, IndexError, TypeError, AssertionError):
         return None  # written in a way this evaluator does not read: then it is no constant to us
-    return {name: _kept(scope + name, v) for name, v in zip(node.output, values, strict=False) if name}
+    named = enumerate(zip(node.output, values, strict=False))
+    return {name: _kept(f"{source}.{port}", value) for port, (name, value) in named if name}
 
 
 def _kept(source: str, value: NDArray[Any]) -> Const:
@@ -146,14 +158,14 @@ def _kept(source: str, value: NDArray[Any]) -> Const:
 
 
 def _lazy(
-    node: NodeProto, run: Callable[[], list[NDArray[Any]]], types: Types, scope: str
+    node: NodeProto, run: Callable[[], list[NDArray[Any]]], types: Types, source: str
 ) -> dict[str, Const] | None:
     result = {}
     for port, name in enumerate(node.output):
         typed = types.of(name)
         if typed.shape is None or not typed.elem_type:
             return None
-        result[name] = Const(scope + name, typed.shape, typed.elem_type, partial(_output, run, port))
+        result[name] = Const(f"{source}.{port}", typed.shape, typed.elem_type, partial(_output, run, port))
     return result
 
 

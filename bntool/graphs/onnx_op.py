@@ -156,7 +156,8 @@ class Op:
             return values if effective is None else effective(values)
 
         key = (self.scope, self.proto.output[0], port)
-        return Param(self.name(port) or name, key, shape, name_of(const.data_type), fetch)
+        dtype = name_of(const.data_type)
+        return Param(self.name(port) or name, key, shape, dtype, fetch, source=const.source)
 
     def slot(self, port: int, times: float = 1.0) -> Slot:
         return Slot(self.proto, port, self.const(port), times)

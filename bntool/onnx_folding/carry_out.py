@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -16,27 +18,55 @@ from bntool.graphs.onnx_ir import OnnxGraph, origin
 from bntool.graphs.onnx_op import Slot
 from bntool.graphs.onnx_tensors import numpy_dtype
 from bntool.plan import Plan
+from bntool.report.savings import Grown, size_of
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
 
 #: elements worked on at a time, so that their float64 copy stays small
 PIECE = 1 << 16
 
 
-def carry_out(graph: OnnxGraph, plan: Plan) -> None:
+def carry_out(graph: OnnxGraph, plan: Plan) -> Grown:
     """Edit the graph's model in place. New tensors are computed when they are read or written.
 
+    Returns: how much more the layers hold than before: a new bias, a copy of a weight that others read.
     Raises: OutOfRange, then or now.
     """
-    edit, made = Edit(graph), dict[tuple[Any, ...], str]()
+    edit, made, growth = Edit(graph), dict[tuple[Any, ...], str](), Growth.of(graph, plan)
     for rewrite in rewrites(plan.changes.values()):
-        _write(edit, rewrite, made)
+        growth.count(rewrite, _write(edit, rewrite, made))
     for step in plan.steps:
         for call in step.norm.calls:
             edit.bypass(origin(call).scope, origin(call).proto)
     edit.finish()
+    return growth.grown
 
 
-def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> None:
+@dataclass
+class Growth:
+    """Counts the values and bytes that layers gain. `others` are stored tensors that must stay."""
+
+    others: set[Hashable]
+    grown: Grown = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: OnnxGraph, plan: Plan) -> Growth:
+        gone = plan.folded_owners | plan.changes.keys()
+        return cls({p.stored for n in graph.nodes if n.owner not in gone for p in n.params.values()})
+
+    def count(self, rewrite: Rewrite, tensors: int) -> None:
+        """`tensors` more were made; the one that the parameter was goes, if nothing else reads it."""
+        param = rewrite.param
+        if param is not None and param.stored not in self.others:
+            self.others.add(param.stored)  # goes once
+            tensors -= 1
+        like = rewrite.node.params["weight"] if param is None else param
+        shape = rewrite.value.shape if rewrite.value is not None else like.shape
+        more, before = size_of(shape, like), self.grown.get(rewrite.node.owner, (0, 0))
+        self.grown[rewrite.node.owner] = (before[0] + tensors * more[0], before[1] + tensors * more[1])
+
+
+def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> int:
+    """Returns: how many tensors were made, 1 or none."""
     place = origin(rewrite.node)
     slot, scope = place.slots[rewrite.name], place.scope
     if (
@@ -46,9 +76,10 @@ def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> No
         and _may_drop(edit, slot)
     ):
         edit.drop_bias(scope, slot)
-        return
+        return 0
     key = _identity(rewrite, slot)
-    if key not in made:
+    new = key not in made
+    if new:
         made[key] = _new_tensor(edit, rewrite, slot)
     if slot.port < 0:
         edit.add_behind(scope, slot.proto, made[key])
@@ -56,6 +87,7 @@ def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> No
         edit.put(slot, made[key])
     if slot.proto.op_type == "Gemm":
         _set_factor(slot.proto, "alpha" if rewrite.name == "weight" else "beta")
+    return int(new)
 
 
 def _may_drop(edit: Edit, slot: Slot) -> bool:

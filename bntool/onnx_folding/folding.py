@@ -17,6 +17,7 @@ from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
 from bntool.plan import Plan, make_plan
 from bntool.report.merges import Merged
+from bntool.report.savings import Grown
 from bntool.rewriting import OutOfRange
 from bntool.sources.onnx_write import all_tensors, has_external_data, write
 from bntool.verify import Verification
@@ -39,6 +40,9 @@ class Folding:
     merged: list[Merged] = field(default_factory=list)
     barred: dict[Hashable, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    graph: OnnxGraph = field(init=False)
+    """The graph that was planned last."""
+    grown: Grown | None = None
 
     def __post_init__(self) -> None:
         if self.model.functions:
@@ -49,7 +53,8 @@ class Folding:
         """What `write` would do; with merged branches there is nothing to plan on but a merged copy."""
         if self.merge:
             return self.in_memory()[1]
-        return make_plan(self._graph(self.model), keep=self.keep, barred=self.barred)
+        self.graph = read(self.model, Store(self.path), self.shapes)
+        return make_plan(self.graph, keep=self.keep, barred=self.barred)
 
     def write(self, target: Path, barred: Mapping[Hashable, str] | None = None) -> Plan:
         """Write a folded copy; a norm whose new weights leave their dtype's range stays."""
@@ -81,18 +86,15 @@ class Folding:
         work.CopyFrom(self.model)
         store = Store(self.path)
         self.merged = self._merge(work, store)
-        graph = read(work, store, self.shapes)
+        graph = self.graph = read(work, store, self.shapes)
         plan = make_plan(graph, keep=self.keep, barred={**self.barred, **barred})
-        carry_out(graph, plan)
+        self.grown = carry_out(graph, plan)
         self.merged += self._merge(work, store)  # what only folding made a chain
         check(graph.model, self.model)
         return graph, plan
 
     def _merge(self, work: ModelProto, store: Store) -> list[Merged]:
         return merge_branches(work, store, self.shapes, self.keep) if self.merge else []
-
-    def _graph(self, model: ModelProto) -> OnnxGraph:
-        return read(model, Store(self.path), self.shapes)
 
     def insist(self, plan: Plan, reference: Reference, target: Path, where: str) -> Verification:
         """The verification of the folded file. Raises: VerificationError that names the norm."""

@@ -1,0 +1,172 @@
+"""What a fold's report says it saves is what the model lost, counted on the model itself."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+
+import onnx
+import pytest
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+import bntool
+from bntool.result import FoldReport
+from tests.random_norms import has_statistics, randomise_norms
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+Size = tuple[int, int]
+
+
+class Shared(nn.Module):
+    """One layer and one norm, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.norm(self.conv(x)).relu())).relu()
+
+
+class SharedLinear(nn.Module):
+    """The same with a linear layer, whose weight ONNX files transpose at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(36, 36, bias=False), nn.BatchNorm1d(36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        once = self.norm(self.linear(x.mean(1).flatten(1))).tanh()
+        return self.norm(self.linear(once)).tanh()
+
+
+class Tied(nn.Module):
+    """Two norms with one gamma, of which only one can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(self.conv(x)).tanh()).tanh()
+
+
+class Split(nn.Module):
+    """Two layers read one norm: its map goes before both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, bias=False), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.tanh())
+        return torch.cat([self.a(y).flatten(1), self.b(y).flatten(1)], 1)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "bias-free": lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+    "biased": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+    "not affine": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=False), nn.ReLU()),
+    "two into one": lambda: nn.Sequential(
+        nn.Tanh(), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.Tanh()
+    ),
+    "scale after, shift before": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False)
+    ),
+    "shared": Shared,
+    "shared linear": SharedLinear,
+    "tied": Tied,
+    "split": Split,
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_norms(MODELS[name]().eval(), (X,))
+
+
+def module_size(model: nn.Module) -> Size:
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(p.numel() for p in model.parameters()), sum(t.nbytes for t in tensors)
+
+
+def norm_macs(model: nn.Module) -> int:
+    """Elements that come out of norms in one run."""
+    counts: list[int] = []
+    norms = [m for m in model.modules() if has_statistics(m)]
+    handles = [n.register_forward_hook(lambda _, inputs, out: counts.append(out.numel())) for n in norms]
+    with torch.no_grad():
+        model(X.to(next(model.parameters()).dtype))
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
+
+
+def said(report: FoldReport) -> tuple[int, int, int]:
+    macs = [entry.macs_saved for entry in report.folded]
+    assert report.folded
+    assert None not in macs
+    parameters = sum(entry.parameters_saved for entry in report.folded)
+    return parameters, sum(e.bytes_saved for e in report.folded), sum(m for m in macs if m is not None)
+
+
+def lost(before: Size, after: Size) -> Size:
+    return before[0] - after[0], before[1] - after[1]
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_module_loses_what_the_report_says(name: str, form: str) -> None:
+    model = made(name)
+    result = bntool.fold(model, X, form=form)
+    macs = norm_macs(model) - norm_macs(result.model)
+    assert said(result.report) == (*lost(module_size(model), module_size(result.model)), macs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_bytes_are_those_of_the_dtype(dtype: torch.dtype) -> None:
+    model = made("two into one").to(dtype)
+    result = bntool.fold(model, X.to(dtype))
+    assert said(result.report)[:2] == lost(module_size(model), module_size(result.model))
+
+
+@pytest.mark.parametrize("name", ["two into one", "shared", "split"])
+def test_a_program_loses_what_the_report_says(name: str) -> None:
+    model = made(name)
+    program = torch.export.export(model, (X,))
+    result = bntool.fold(program)
+    states = [list(p.state_dict.values()) for p in (program, result.model)]
+    before, after = (
+        (sum(isinstance(v, nn.Parameter) * v.numel() for v in s), sum(v.nbytes for v in s)) for s in states
+    )
+    assert said(result.report)[:2] == lost(before, after)
+
+
+def exported(model: nn.Module) -> ModelProto:
+    """As it is, by the exporter that keeps norms and the names of tensors."""
+    file, mode = io.BytesIO(), torch.onnx.TrainingMode.PRESERVE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (X,), file, dynamo=False, training=mode, do_constant_folding=False)
+    return onnx.load_from_string(file.getvalue())
+
+
+def file_bytes(proto: ModelProto) -> int:
+    """Of all floats, stored as initialisers or in Constant nodes."""
+    constants = [a.t for n in proto.graph.node if n.op_type == "Constant" for a in n.attribute]
+    arrays = [onnx.numpy_helper.to_array(t) for t in (*proto.graph.initializer, *constants)]
+    return sum(array.nbytes for array in arrays if array.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_loses_what_the_report_says(name: str) -> None:
+    model = made(name)
+    proto = exported(model)
+    result = bntool.fold(proto)
+    before, after = file_bytes(proto), file_bytes(result.model)
+    kept = norm_macs(bntool.fold(model, X).model)
+    assert said(result.report)[1:] == (before - after, norm_macs(model) - kept)
