@@ -48,7 +48,9 @@ def observe(
 
 def _hooked(module: nn.Module, ahead: bool, read: Callable[[Tensor], None]) -> Any:
     if ahead:
-        return module.register_forward_pre_hook(lambda _, args: read(args[0]))
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: read(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+        )
     return module.register_forward_hook(lambda _, __, output: read(output))
 
 

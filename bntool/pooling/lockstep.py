@@ -41,7 +41,7 @@ class _Lane:
 
     def __init__(self, run: Callable[[], None]) -> None:
         self.at: nn.Module | None = None
-        self.value: Tensor | None = None
+        self.brought: Brought | None = None
         self.done = self.abandoned = False
         self.error: BaseException | None = None
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -51,15 +51,15 @@ class _Lane:
 
     def step(self) -> None:
         """Let the batch run to its next stop."""
-        self.at = self.value = None
+        self.at = self.brought = None
         self._go.release()
         self._stopped.acquire()
         if self.error is not None:
             raise self.error
 
-    def stop(self, norm: nn.Module, value: Tensor) -> None:
+    def stop(self, norm: nn.Module, brought: Brought) -> None:
         """From inside the batch: wait until told to go on."""
-        self.at, self.value = norm, value
+        self.at, self.brought = norm, brought
         self._stopped.release()
         self._wait()
 
@@ -137,28 +137,23 @@ class _Pass:
         there = [index for index, lane in enumerate(self.lanes) if lane.at is norm]
         if norm in self.repeated:
             self.open = norm  # from here on all batches run to the end
-            for index in there:
-                self._collect(index)
+            self.collected = self._brought(there)
             self._step([index for index, lane in enumerate(self.lanes) if lane.at is not None])
             return
-        values = [(index, self.lanes[index].value) for index in there]
-        self.book.close(norm, [self.book.read(norm, v, index) for index, v in values if v is not None])
+        self.book.close(norm, self._brought(there))
         self.settled_here.append(norm)
         self._step(there)
 
-    def _collect(self, index: int) -> None:
-        lane = self.lanes[index]
-        assert self.open is not None
-        assert lane.value is not None
-        self.collected.append(self.book.read(self.open, lane.value, index))
+    def _brought(self, indices: Sequence[int]) -> list[Brought]:
+        return [found for index in indices if (found := self.lanes[index].brought) is not None]
 
     def _arrive(self, norm: nn.Module, value: Tensor) -> None:
-        """Runs in the thread of the current lane."""
+        """Runs in the thread of the current lane, while the norm's input is still in the cache."""
         if self.open is not None:
             if norm is self.open:
                 self.collected.append(self.book.read(norm, value, self.current))
         elif norm in self.book.pending:
-            self.lanes[self.current].stop(norm, value)
+            self.lanes[self.current].stop(norm, self.book.read(norm, value, self.current))
         elif norm in self.settled_here:
             self.late = norm
             raise _Abandoned

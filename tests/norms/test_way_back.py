@@ -1,0 +1,73 @@
+"""Inserting and folding again gives the weights back: every sample model, and random networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+import bntool
+from tests.fuzz.cases import Case, build
+from tests.norms.way_back import weights_off
+from tests.random_norms import randomise_norms
+from tests.test_sample_models import NAMES, load
+from tests.test_sample_models import build as sample
+
+LIMIT = 1e-6
+NETWORKS = 48
+CHUNK = 12
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sample_model_gets_its_weights_back(name: str) -> None:
+    torch.manual_seed(0)
+    inputs = load(name).example_inputs()
+    plain = bntool.fold(randomise_norms(sample(name), inputs), inputs).model
+    inserted = bntool.insert(plain, inputs)
+    folded = bntool.fold(inserted.model, inputs)
+    assert inserted.report.inserted or name == "siamese", "whose convolutions are all shared by two calls"
+    assert {e.name for e in inserted.report.inserted} <= {e.name for e in folded.report.folded}
+    assert weights_off(plain, folded.model) <= LIMIT
+
+
+def writes_into_its_input(case: Case) -> bool:
+    """Two runs of such a network on the same tensor differ by themselves."""
+    x = case.inputs[0].clone()
+    with torch.no_grad():
+        case.model(x)
+    return not torch.equal(x, case.inputs[0])
+
+
+def back_and_forth(seed: int) -> int:
+    """How many norms went in and out of the random network of this seed."""
+    case = build(seed)
+    if writes_into_its_input(case):
+        return 0
+    plain = bntool.fold(case.model, case.inputs[:1]).model
+    inserted = bntool.insert(plain, tuple(case.inputs[:1]), layers="all")
+    folded = bntool.fold(inserted.model, tuple(case.inputs[:1]))
+    with torch.no_grad():
+        pairs = zip(*(tree_leaves(m(case.inputs[0].clone())) for m in (plain, folded.model)), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-6 * float(a.abs().max())) for a, b in pairs)
+    names = {e.name for e in inserted.report.inserted}
+    if names and names <= {e.name for e in folded.report.folded}:
+        assert weights_off(plain, folded.model) <= LIMIT
+        return len(names)
+    return 0
+
+
+@pytest.mark.parametrize("first", range(0, NETWORKS, CHUNK))
+def test_random_networks_get_their_weights_back(first: int) -> None:
+    exact = [seed for seed in range(first, first + CHUNK) if build(seed).exact]
+    assert sum(back_and_forth(seed) for seed in exact) > 0
+
+
+def test_a_weight_that_did_not_come_back_is_noticed() -> None:
+    model, other = nn.Linear(3, 4), nn.Linear(3, 4)
+    other.load_state_dict(model.state_dict())
+    assert weights_off(model, other) == 0
+    with torch.no_grad():
+        other.weight[0] *= 1.00001
+    assert weights_off(model, other) > LIMIT
