@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 ARGS ?=
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check zoo fuzz fuzz-exports peers merging cost bench bench-selfcheck study-known clean setup
+.PHONY: demo test check zoo insert-zoo fuzz fuzz-exports peers merging cost bench bench-selfcheck study-known clean setup
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ test: $(STAMP)
 
 zoo: $(STAMP)
 	@$(BIN)/python -m tests.zoo $(ARGS)
+
+insert-zoo: $(STAMP)
+	@$(BIN)/python -m tests.zoo.inserting $(ARGS)
 
 cost: $(STAMP)
 	@$(BIN)/python -m tests.zoo.cost $(ARGS)
