@@ -25,11 +25,12 @@ TOO_FAR = Blocked("its map would have to travel too far")
 
 @dataclass(frozen=True, eq=False)
 class Make:
-    """`value` must become `map(value)` for this reader."""
+    """`value` must become `map(value)` for this reader, which reads it at `port`."""
 
     value: Node
     map: ChannelAffine
     reader: Node
+    port: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +179,9 @@ class Search:
         return self._above(value, goal.map)
 
     def _others(self, value: Node, makes: list[Make]) -> list[Node]:
-        """The readers that would see the map and have not asked for it."""
-        asked = [m.reader for m in makes]
-        return [r for r, _ in value.users if r not in asked and self._sees(r, makes[0].map)]
+        """The readers that would see the map and have not asked for it, at each port by itself: `y * y`."""
+        asked = [(m.reader, m.port) for m in makes]
+        return [r for r, port in value.users if (r, port) not in asked and self._sees(r, makes[0].map)]
 
     def _sees(self, reader: Node, m: ChannelAffine) -> bool:
         """Whether the map reaches what `reader` reads: a slice may read only elements it leaves alone."""
@@ -234,7 +235,7 @@ class Search:
         for task in way:
             match task:
                 case Up(port, m):
-                    goals.append(Make(node.inputs[port], m, node))
+                    goals.append(Make(node.inputs[port], m, node, port))
                 case Stay(port):
                     goals.append(Rely(node.inputs[port]))
                 case Down(m):

@@ -47,6 +47,35 @@ def test_one_conv_and_a_norm_per_call_stays() -> None:
     assert names(report.kept) == ["first", "second"]
 
 
+TWICE = {
+    "product": (lambda y: y * y, "read more than once by mul"),
+    "matrix product": (lambda y: y @ y, "read more than once by matmul"),
+    "sum": (lambda y: y + y, ""),
+    "difference": (lambda y: y - 3 * y, ""),
+}
+
+
+@pytest.mark.parametrize("how", TWICE)
+def test_an_op_that_reads_one_value_twice_reads_its_map_twice(how: str) -> None:
+    """A scale that went up through one of the two operands alone, `s * y * y`, would reach both."""
+    op, why = TWICE[how]
+
+    class Itself(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.next = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(op(self.conv(x)))
+            return self.next(F.pad(y, (1, 1), value=1.0)).relu()  # lets no map of the norm go on
+
+    model = prepared(Itself(), X)
+    model.norm.running_mean.zero_()
+    model.norm.bias.data.zero_()
+    _, report = folded(model, X, prepare=False)
+    assert (why in reason(report)) if why else names(report.folded) == ["norm"]
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
