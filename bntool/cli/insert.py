@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bntool.cli import common, delivery, screen
-from bntool.errors import LoadError, UsageError
+from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.insert_onnx import OnnxInsertReport
@@ -145,8 +145,6 @@ def _insert_onnx(
     from bntool.sources.inputs import parse_input
     from bntool.sources.writing import check_target
 
-    if not Path(model).exists():
-        raise LoadError("there is no such file", where=model, next="Name an ONNX file that exists.")
     if output is not None:
         delivery.check_onnx(output)
         check_target(output, force=options["force"])

@@ -75,6 +75,8 @@ def read_skeleton(path: Path) -> ModelProto:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             model = ModelProto()
             model.ParseFromString(b"".join(_without_weights(data)))
+    except FileNotFoundError as problem:
+        raise LoadError("there is no such file", where=str(path), next="Check the path.") from problem
     except OSError as problem:
         raise LoadError(problem.strerror or "it cannot be read", where=str(path)) from problem
     except Exception as problem:
