@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from bntool.errors import UsageError
+from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.folding import Folding, Shapes
 from bntool.onnx_folding.reference import Reference
@@ -74,8 +75,7 @@ def input_shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
 
     Raises: UsageError.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    names = [value.name for value in model.graph.input if value.name not in stored]
+    names = [value.name for value in caller_inputs(model)]
     unknown = next((spec.name for spec in inputs if spec.name and spec.name not in names), None)
     if unknown is not None or len(inputs) > len(names):
         what = f"no input {unknown}" if unknown else f"only {len(names)} inputs"

@@ -18,6 +18,7 @@ from bntool.errors import UsageError
 from bntool.fold_onnx import input_shapes, room
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin, read
+from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.folding import check
 from bntool.onnx_folding.reference import Feeds, Reference, Shapes, feeds_of
@@ -153,8 +154,7 @@ def _random(model: ModelProto, shapes: Shapes) -> list[Feeds]:
 
 
 def _given(model: ModelProto, data: Iterable[Any]) -> list[Feeds]:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    names = [value.name for value in model.graph.input if value.name not in stored]
+    names = [value.name for value in caller_inputs(model)]
     work = [_feeds(batch, names) for batch in data]
     if not work:
         raise UsageError("the data is empty", where="insert", next="Give at least one batch.")

@@ -56,6 +56,12 @@ def _stand_in(place: int, rank: int) -> int:
     return SPATIAL if rank == 4 and place >= 2 else LENGTH
 
 
+def caller_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """The inputs that a caller has to give: old files list their initialisers among the inputs too."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
 def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A concrete shape for a graph input."""
     dims = value.type.tensor_type.shape.dim

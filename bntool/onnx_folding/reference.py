@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import RunError, UsageError
-from bntool.graphs.onnx_shapes import input_shape, open_sizes
+from bntool.graphs.onnx_shapes import caller_inputs, input_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 from bntool.report.agreement import compare_all, tolerance_for
 from bntool.sources import onnx_run
@@ -31,8 +31,7 @@ def feeds_of(model: ModelProto, given: Shapes, seed: int = 0) -> list[Feeds]:
 
     Raises: UsageError for an input that is no tensor.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    inputs = caller_inputs(model)
     sizes = open_sizes(model, given)
     batches = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs if _open_batch(value)}
     first = {name: size for name, size in sizes.items() if name not in batches}
