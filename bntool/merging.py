@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from bntool.branches import find_merges
+from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.islands import module_graph
 from bntool.report.merges import Merged
@@ -38,7 +38,7 @@ def _merge(
         graph = module_graph(model, arguments, hooked_whole=True)
         if len(graph.ways) != 1 or graph.notes:
             return None, []
-        merges = find_merges(graph, keep=lambda n: any(fnmatchcase(prefix + n.where, glob) for glob in keep))
+        merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))
         for constant, tensor in graph.ways[0].sizes.constants.items():
             model.register_buffer(constant, tensor, persistent=False)
         model = fx.GraphModule(model, graph.ways[0].graph)

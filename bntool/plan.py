@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.norms import norm_map
 from bntool.attempts import ATTEMPTS
 from bntool.changes import Change, Constants, same
+from bntool.globs import matches
 from bntool.graphs.base import Graph, Node, Param
 from bntool.search import Absorb, Found, Goal, Search, is_norm, place
 
@@ -116,7 +116,7 @@ class _Planner:
         self.plan.kept = [(n, reasons[id(n)]) for n in self.plan.norms if n.owner not in gone]
 
     def _may_go(self, norm: Norm) -> Blocked | None:
-        if any(fnmatchcase(name, glob) for name in norm.names for glob in self.keep):
+        if any(matches(name, self.keep) for name in norm.names):
             return Blocked("kept as asked")
         if self.only is not None and not any(name in self.only for name in norm.names):
             return Blocked("kept as asked")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from bntool.branches import find_merges
+from bntool.globs import matches
 from bntool.graphs.aten import aten_name
 from bntool.graphs.base import Mergeable
 from bntool.graphs.exported import program_graph
@@ -38,7 +38,7 @@ def merge_branches(
     done: list[Merged] = []
     while True:
         graph = program_graph(program, inputs)
-        merges = find_merges(graph, keep=lambda n: any(fnmatchcase(n.where, glob) for glob in keep))
+        merges = find_merges(graph, keep=lambda n: matches(n.where, keep))
         edit = ProgramEdit.of(program)
         names = [_apply(edit, merge) if replaceable(merge) else "" for merge in merges]
         done += [Merged.of(merge, name) for merge, name in zip(merges, names, strict=True) if name]

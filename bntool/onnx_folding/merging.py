@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from onnx import ModelProto
 
 from bntool.branches import find_merges
-from bntool.graphs.base import Node
+from bntool.globs import matches
 from bntool.graphs.onnx_ir import read
 from bntool.graphs.onnx_merge import apply_merges
 from bntool.graphs.onnx_tensors import Store
@@ -20,13 +19,10 @@ def merge_branches(
 ) -> list[Merged]:
     """Merges in place until nothing is left to merge; no norm that `keep` names goes."""
 
-    def kept(norm: Node) -> bool:
-        return any(fnmatchcase(norm.where, glob) for glob in keep)
-
     done: list[Merged] = []
     while True:
         graph = read(model, store, shapes)
-        merges = find_merges(graph, keep=kept)
+        merges = find_merges(graph, keep=lambda n: matches(n.where, keep))
         names = apply_merges(graph, merges)
         done += [Merged.of(m, name) for m, name in zip(merges, names, strict=True) if name]
         if not any(names):

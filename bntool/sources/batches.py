@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bntool.errors import LoadError, UsageError
+from bntool.sources.arrays import chosen, cut, numpy_arrays, unreadable
 from bntool.sources.importing import import_place, said, surroundings
 from bntool.sources.python_ref import find
 from bntool.sources.refs import PythonRef, parse
@@ -52,38 +53,15 @@ def from_factory(ref: PythonRef, batch_size: int) -> Iterable[Any]:
     return made
 
 
-def arrays_in(path: Path) -> dict[str, Any]:
-    """The arrays of a file by name. Raises: LoadError."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def arrays_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises: LoadError."""
+    if path.suffix in (".npy", ".npz"):
+        return {name: torch.as_tensor(value) for name, value in numpy_arrays(path).items()}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
+        try:
             return dict(load_file(path))
-        if path.suffix in (".npy", ".npz"):
-            found = np.load(path, allow_pickle=False)
-            return {"x": found} if isinstance(found, np.ndarray) else dict(found)
-    except Exception as problem:
-        raise LoadError(
-            f"it cannot be read: {said(problem)}", where=str(path), next="Is it whole?"
-        ) from problem
+        except Exception as problem:
+            raise unreadable(path, problem) from problem
     raise UsageError("no reader for this kind of file", where=str(path), next=f"Data are {FORMS}.")
-
-
-def chosen(arrays: Mapping[str, Any], where: str) -> Any:
-    """What of an archive is input: a tensor, or a dict of them."""
-    tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
-    for name in ("x", "x_train"):
-        if name in tensors:
-            return tensors[name]
-    inputs = {name: t for name, t in tensors.items() if name not in ("y", "y_train", "y_test")}
-    if not inputs or any(not t.ndim for t in inputs.values()):
-        raise LoadError("it holds no arrays of inputs", where=where, next="Store them under the name x.")
-    return next(iter(inputs.values())) if len(inputs) == 1 else inputs
-
-
-def cut(values: Any, batch_size: int) -> Iterator[Any]:
-    """Rows in order, `batch_size` at a time, the last batch with what is left."""
-    rows = len(next(iter(values.values())) if isinstance(values, dict) else values)
-    for start in range(0, rows, batch_size):
-        part = slice(start, start + batch_size)
-        yield {k: v[part] for k, v in values.items()} if isinstance(values, dict) else values[part]
