@@ -131,11 +131,12 @@ class _Planner:
         refusal = self._may_go(norm)
         if refusal is not None:
             return refusal
-        maps = [self._current(norm, call) for call in norm.calls]
+        calls = [call for call in norm.calls if _is_read(call)] or norm.calls
+        maps = [self._current(norm, call) for call in calls]
         blocked = next((m for m in maps if isinstance(m, Blocked)), None)
         if blocked is not None:
             return blocked
-        pairs = [(c, m) for c, m in zip(norm.calls, maps, strict=True) if not isinstance(m, Blocked)]
+        pairs = [(c, m) for c, m in zip(calls, maps, strict=True) if not isinstance(m, Blocked)]
         refusals = []
         for attempt in ATTEMPTS:
             goals = attempt(pairs)
@@ -238,6 +239,11 @@ def calls_by_owner(nodes: Iterable[Node]) -> dict[Hashable, list[Node]]:
         if node.owner is not None:
             calls.setdefault(node.owner, []).append(node)
     return calls
+
+
+def _is_read(call: Node) -> bool:
+    """Whether an output derives from the call: values know no readers but those. Others ask for nothing."""
+    return any(reader is call for reader, _ in call.inputs[0].users)
 
 
 def find_norms(calls: Mapping[Hashable, list[Node]]) -> list[Norm]:

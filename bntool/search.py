@@ -32,6 +32,10 @@ class Make:
     reader: Node
     port: int = 0
 
+    @property
+    def operand(self) -> tuple[int, int]:
+        return id(self.reader), self.port
+
 
 @dataclass(frozen=True, eq=False)
 class Cope:
@@ -66,14 +70,15 @@ class Found:
     """What a search has settled so far."""
 
     absorbed: list[Absorb] = field(default_factory=list)
-    wanted: dict[int, list[Make]] = field(default_factory=dict)
+    wanted: dict[int, list[list[Make]]] = field(default_factory=dict)
+    """What is asked of values, in rounds: in each every reader asks once, and then the map goes up."""
     waiting: dict[int, Blocked] = field(default_factory=dict)
     """Values of which some readers have not asked for the map yet."""
     relied: set[Hashable] = field(default_factory=set)
     """Owners of constants whose values maps were computed with: they must stay as they are."""
 
     def copy(self) -> Found:
-        wanted = {key: list(makes) for key, makes in self.wanted.items()}
+        wanted = {key: [list(makes) for makes in rounds] for key, rounds in self.wanted.items()}
         return Found(list(self.absorbed), wanted, dict(self.waiting), set(self.relied))
 
 
@@ -167,21 +172,25 @@ class Search:
         value = goal.value
         if value.watched or value.changed_by:
             return Blocked(value.watched or f"{place(value)} is changed in place by {value.changed_by}")
-        makes = found.wanted.setdefault(id(value), [])
+        rounds = found.wanted.setdefault(id(value), [])
+        makes = next((r for r in rounds if all(m.operand != goal.operand for m in r)), None)
+        if makes is None:
+            rounds.append(makes := [])
         makes.append(goal)
         if not all(goal.map.equals(m.map) for m in makes):
             return Blocked(f"{place(value)} feeds several places that need different maps")
-        others = self._others(value, makes)
-        if others:
+        if self._others(value, makes):
             found.waiting[id(value)] = feeds(value)
             return [[]]
-        found.waiting.pop(id(value), None)
+        rounds.remove(makes)
+        if not rounds:
+            found.waiting.pop(id(value), None)
         return self._above(value, goal.map)
 
     def _others(self, value: Node, makes: list[Make]) -> list[Node]:
         """The readers that would see the map and have not asked for it, at each port by itself: `y * y`."""
-        asked = [(m.reader, m.port) for m in makes]
-        return [r for r, port in value.users if (r, port) not in asked and self._sees(r, makes[0].map)]
+        asked = [m.operand for m in makes]
+        return [r for r, port in value.users if (id(r), port) not in asked and self._sees(r, makes[0].map)]
 
     def _sees(self, reader: Node, m: ChannelAffine) -> bool:
         """Whether the map reaches what `reader` reads: a slice may read only elements it leaves alone."""

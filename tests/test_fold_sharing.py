@@ -76,6 +76,39 @@ def test_an_op_that_reads_one_value_twice_reads_its_map_twice(how: str) -> None:
     assert (why in reason(report)) if why else names(report.folded) == ["norm"]
 
 
+def test_a_second_call_whose_result_nobody_reads_folds_the_norm_once() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            result, _ = self.norm(y), self.norm(y)
+            return result
+
+    _, report = folded(Idle(), X)
+    assert names(report.folded) == ["norm"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_norm_applied_twice_and_once_behind_one_layer(again: bool) -> None:
+    """Two paths through it want the map squared of the layer; with a path of one call they disagree."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            short = self.norm(y)
+            return self.norm(self.norm(y)), self.norm(short) if again else short
+
+    _, report = folded(Chain(), X)
+    assert names(report.folded) == (["norm"] if again else [])
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
