@@ -112,6 +112,16 @@ def test_products_merge_too(dims: tuple[int, ...], op: str, opset: int) -> None:
     onnx.checker.check_model(result.model)
 
 
+def test_a_norm_folds_into_a_large_layer_that_was_merged_before() -> None:
+    w = Writer()
+    flat = w.op("Flatten", w.norm("x"))
+    model = w.model(w.op("MatMul", w.op("MatMul", flat, w.tensor(256, 300)), w.tensor(300, 5)))
+    del model.graph.output[0].type.tensor_type.shape.dim[2:]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    result = fold(model, merge=True)
+    assert [node.op_type for node in result.model.graph.node] == ["Flatten", "MatMul", "Add"]
+
+
 def test_a_product_that_would_leave_half_precision_is_not_merged() -> None:
     w = Writer()
     big = [numpy_helper.from_array(np.full((8, 8), 300, np.float16), name) for name in ("a", "b")]

@@ -47,7 +47,7 @@ def initialisers(graph: GraphProto, store: Store, scope: str, overridable: set[s
 
 
 def _stored(tensor: TensorProto, store: Store, scope: str) -> Const:
-    return Const(scope + tensor.name, tuple(tensor.dims), tensor.data_type, lambda: store.array(tensor))
+    return Const(scope + tensor.name, tuple(tensor.dims), tensor.data_type, store.reader(tensor))
 
 
 def overridable_inputs(model: ModelProto) -> set[str]:

@@ -59,6 +59,10 @@ class Store:
             raise LoadError(f"the data of {tensor.name} ends early", where=str(span.path), next=advice)
         return np.frombuffer(raw, numpy_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
+    def reader(self, tensor: TensorProto) -> Callable[[], NDArray[Any]]:
+        """What gives the values later, also when the tensor has gone from the model by then."""
+        return self.pending[tensor.name] if is_pending(tensor) else lambda: self.array(tensor)
+
     def span(self, tensor: TensorProto) -> Span:
         """Where the bytes of an external tensor lie. Raises: LoadError, also for a path elsewhere."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
