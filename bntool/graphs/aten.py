@@ -44,6 +44,11 @@ def _instance_norm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]
     return F.instance_norm, (x, mean, var, weight, bias, *rest[:3])
 
 
+def _native_group_norm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    x, weight, bias, _batch, _channels, _positions, groups, eps = args
+    return F.group_norm, (x, groups, weight, bias, eps)
+
+
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -158,6 +163,8 @@ REWRITES: dict[str, Rewrite] = {
     "instance_norm": _instance_norm,
     "group_norm": _first(F.group_norm, 5),
     "layer_norm": _first(F.layer_norm, 5),
+    "native_group_norm": _native_group_norm,
+    "native_layer_norm": _first(F.layer_norm, 5),
     **{f"max_pool{r}d": _pool(getattr(F, f"max_pool{r}d")) for r in (1, 2, 3)},
     **{f"avg_pool{r}d": _pool(getattr(F, f"avg_pool{r}d")) for r in (1, 2, 3)},
     **{f"adaptive_avg_pool{r}d": _same(getattr(F, f"adaptive_avg_pool{r}d")) for r in (1, 2, 3)},
@@ -227,6 +234,7 @@ REWRITES: dict[str, Rewrite] = {
 TUPLES = frozenset(
     {
         *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+        *("native_group_norm", "native_layer_norm"),
         *("max_pool2d_with_indices", "max_pool3d_with_indices", "native_dropout"),
     }
 )
@@ -264,9 +272,17 @@ def _rewrite(graph: fx.Graph, node: fx.Node, name: str) -> None:
     node.target, node.args = outcome
     node.kwargs = {key: value for key, value in node.kwargs.items() if key == "alpha"}
     if name in TUPLES:
-        for user in list(node.users):
-            user.replace_all_uses_with(node)
-            graph.erase_node(user)
+        _take_the_firsts_place(graph, node)
+
+
+def _take_the_firsts_place(graph: fx.Graph, node: fx.Node) -> None:
+    """A node that gave a tuple gives its first element, and says of it what it said of the tuple."""
+    noted = node.meta.get("val")
+    if isinstance(noted, (tuple, list)):
+        node.meta = {**node.meta, "val": noted[0]}
+    for user in list(node.users):
+        user.replace_all_uses_with(node)
+        graph.erase_node(user)
 
 
 def all_arguments(node: fx.Node) -> Args:

@@ -87,7 +87,7 @@ class Sizes:
             return self._note(node)
         try:
             with torch.no_grad():
-                return self._run(node)
+                return _without_data(self._run(node))
         except Exception:
             return self._note(node)
 
@@ -152,6 +152,12 @@ class Sizes:
         if isinstance(value, dict):
             return {k: self._meta(v) for k, v in value.items()}
         return value
+
+
+def _without_data(value: Any) -> Any:
+    """(A call that names a device of its own makes a tensor there, which meets none on `meta`.)"""
+    made = isinstance(value, torch.Tensor) and not value.is_meta
+    return torch.empty_like(value, device="meta") if made else value
 
 
 def rebatched(inputs: Inputs | None) -> list[Inputs]:

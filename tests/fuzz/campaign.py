@@ -81,7 +81,7 @@ def main() -> int:
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for before, left, failure in pool.imap(judge, range(first, first + count), CHUNK):
-            totals.update(before=before, left=left, failures=bool(failure), networks=1)
+            totals.update(before=before, left=left, failures=int(bool(failure)), networks=1)
             if failure:
                 print(failure, end="\n\n", flush=True)
     figures = ("{0} " + words).format(totals["before"], totals["left"])

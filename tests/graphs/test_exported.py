@@ -250,7 +250,21 @@ class Around(nn.Module):
         return self.instance(self.last(self.group(self.norm(self.conv(x)))))
 
 
-@pytest.mark.parametrize(("decompose", "folds"), [(False, 2), (True, 1)])
-def test_norms_behind_what_decompositions_rewrite(decompose: bool, folds: int) -> None:
-    """(The operator that core ATen has for a group norm is not followed.)"""
-    assert len(checked(exported(Around(), X, decompose=decompose), X).report.folded) == folds
+class BehindALayerNorm(nn.Module):
+    """Two norms, so that the second is known by what the first gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 3, 3, padding=1, padding_mode="replicate")
+        self.first, self.second, self.tokens = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.LayerNorm((3, 8))
+        self.last = nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(self.conv(x.mean(1))))
+        return self.last(self.tokens(y)).tanh()
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize(("model", "folds"), [(Around, 2), (BehindALayerNorm, 3)])
+def test_norms_behind_what_decompositions_rewrite(model: Any, folds: int, decompose: bool) -> None:
+    assert len(checked(exported(model(), X, decompose=decompose), X).report.folded) == folds
