@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bntool.blame import Refold, checked
 from bntool.errors import UsageError
-from bntool.plan import Plan, make_plan
 from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
 from bntool.report.merges import with_merged
@@ -18,9 +18,6 @@ from bntool.sources.opening import load
 
 if TYPE_CHECKING:  # an ONNX model is folded without importing torch
     from torch import nn
-
-    from bntool.fold_job import Job
-    from bntool.graphs.fx_modules import FxGraph
 
 
 def fold(
@@ -33,6 +30,7 @@ def fold(
     split: bool = False,
     pad_values: bool = False,
     verify: bool = True,
+    tolerance: float | None = None,
     progress: Progress = silent,
 ) -> Result[Any, FoldReport]:
     """A copy of `model` that computes the same with as few norms as possible, and what became of each.
@@ -42,9 +40,11 @@ def fold(
     `form="graph"` a torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into
     one layer, shared layers `split` so that each call can take its own norm, and with `pad_values` a norm
     passes zero padding, which then pads with other values. Programs and ONNX models are graphs already: they
-    `merge` as they are. With `verify` and example inputs both models are run and compared.
+    `merge` as they are. With `verify` and example inputs both models are run and compared, to `tolerance` or
+    what rounding allows.
 
-    Raises: UsageError for a `form` that does not exist, VerificationError when the outputs differ.
+    Raises: UsageError for a `form` that does not exist, VerificationError that names the norm to blame when
+    the outputs differ.
     """
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
@@ -55,8 +55,15 @@ def fold(
     if kind_of(model) == "onnx":
         from bntool.fold_onnx import fold_model, shapes_of
 
-        shapes = shapes_of(example_inputs)
-        return fold_model(model, keep=keep, merge=merge, verify=verify, shapes=shapes, progress=progress)
+        return fold_model(
+            model,
+            keep=keep,
+            merge=merge,
+            verify=verify,
+            tolerance=tolerance,
+            shapes=shapes_of(example_inputs),
+            progress=progress,
+        )
     if kind_of(model) == "program":
         if split:
             raise UsageError(
@@ -66,71 +73,85 @@ def fold(
             )
         from bntool.fold_exported import fold_program
 
-        return fold_program(model, example_inputs, keep=keep, merge=merge, verify=verify, progress=progress)
+        return fold_program(
+            model,
+            example_inputs,
+            keep=keep,
+            merge=merge,
+            verify=verify,
+            tolerance=tolerance,
+            progress=progress,
+        )
     if form == "module" and (merge or split or pad_values):
         what = "merge" if merge else "split" if split else "pad_values"
         raise UsageError("modules alone cannot express it", where=what, next="Add form='graph'.")
+    check = _Check(verify, tolerance)
     if form == "graph":
-        return _fold_graph(model, example_inputs, keep, merge, split, pad_values, verify, progress)
-    return _fold_module(model, example_inputs, keep, verify, progress)
+        options = {"merge": merge, "split": split, "pad_values": pad_values}
+        return _fold_graph(model, example_inputs, tuple(keep), options, check, progress)
+    return _fold_module(model, example_inputs, tuple(keep), check, progress)
 
 
 def _fold_graph(
     model: nn.Module,
     example_inputs: Any,
-    keep: Sequence[str],
-    merge: bool,
-    split: bool,
-    pad_values: bool,
-    verify: bool,
+    keep: tuple[str, ...],
+    options: dict[str, bool],
+    check: _Check,
     progress: Progress,
 ) -> Result[Any, FoldReport]:
-    from bntool.fold_graph import finish, graph_form
-    from bntool.fold_job import Job
+    from bntool.fold_graph import folded_graph
 
     progress("fold", 0, 2)
     arguments = call_arguments(example_inputs)
-    prepared = graph_form(model, arguments, keep=keep, merge=merge, split=split, pad_values=pad_values)
-    job = Job(prepared.model, arguments, tuple(keep), in_place=True)
-    job.run()
-    prepared = finish(prepared, arguments, keep=keep, merge=merge)
+
+    def folded(more: tuple[str, ...]) -> Any:
+        return folded_graph(model, arguments, (*keep, *more), **options)
+
+    form, job = folded(())
     progress("fold", 1, 2)
-    verification = None
-    if verify and example_inputs is not None:
-        verification = checked(model, prepared.model, example_inputs)
+    names = [*(norm for merged in form.merged for norm in merged.norms), *job.plan.names]
+    verification = check(model, form.model, example_inputs, names, lambda more: folded(more)[0].model)
     progress("fold", 2, 2)
-    notes = [*job.graph.notes, *prepared.notes]
+    notes = [*job.graph.notes, *form.notes]
     report = report_of(job.plan, job.graph, notes=notes, verification=verification)
-    return Result(prepared.model, with_merged(report, prepared.merged))
+    return Result(form.model, with_merged(report, form.merged))
 
 
 def _fold_module(
-    model: nn.Module, example_inputs: Any, keep: Sequence[str], verify: bool, progress: Progress
+    model: nn.Module, example_inputs: Any, keep: tuple[str, ...], check: _Check, progress: Progress
 ) -> Result[Any, FoldReport]:
     from bntool.fold_job import Job, collector_paused
 
     progress("fold", 0, 2)
-    job = Job(model, call_arguments(example_inputs), tuple(keep))
+    job = Job(model, call_arguments(example_inputs), keep)
     with collector_paused():
         folded = job.run()
-        report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=verify)
+        report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=check.wanted)
     progress("fold", 1, 2)
-    if verify and example_inputs is not None and job.plan.steps:
-        report = replace(report, verification=_checked_module(job, folded, example_inputs))
+    if job.plan.steps:
+
+        def refold(more: tuple[str, ...]) -> nn.Module:
+            return Job(job.model, job.inputs, (*keep, *more)).run()
+
+        found = check(job.model, folded, example_inputs, job.plan.names, refold)
+        report = replace(report, verification=found)
     progress("fold", 2, 2)
     return Result(folded, report)
 
 
-def _checked_module(job: Job, folded: nn.Module, example_inputs: Any) -> Any:
-    """Raises: VerificationError that names the norm."""
-    from bntool.fold_job import culprit
-    from bntool.verify import verify
+@dataclass(frozen=True)
+class _Check:
+    """How a fold is verified, if it is `wanted`."""
 
-    outcome = verify(job.model, folded, example_inputs)
-    if not outcome.ok:
-        name = culprit(job, example_inputs)
-        outcome.insist(where=name, next=f"Nothing is returned; fold with keep=[{name!r}].")
-    return outcome
+    wanted: bool
+    tolerance: float | None
+
+    def __call__(self, model: Any, folded: Any, inputs: Any, names: list[str], refold: Refold) -> Any:
+        """None without inputs. Raises: VerificationError that names the norm."""
+        if not self.wanted or inputs is None:
+            return None
+        return checked(model, folded, inputs, names, refold, tolerance=self.tolerance, where="the model")
 
 
 def fold_(
@@ -155,15 +176,6 @@ def fold_(
     return Result(model, report)
 
 
-def plan_of(
-    model: nn.Module, example_inputs: Any = None, *, keep: Sequence[str] = ()
-) -> tuple[Plan, FxGraph]:
-    from bntool.graphs.islands import module_graph
-
-    graph = module_graph(model, call_arguments(example_inputs))
-    return make_plan(graph, keep=keep), graph
-
-
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """(args, kwargs) for the model: a tuple or list is several arguments, a dict is keywords."""
     if example_inputs is None:
@@ -173,11 +185,3 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
-
-
-def checked(model: nn.Module, folded: nn.Module, example_inputs: Any) -> Any:
-    from bntool.verify import verify
-
-    outcome = verify(model, folded, example_inputs)
-    outcome.insist()
-    return outcome

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.export import ExportedProgram
 
+from bntool.blame import checked
 from bntool.graphs.exported import program_graph
 from bntool.graphs.fx_modules import FxGraph
 from bntool.plan import Plan, make_plan
@@ -15,10 +17,9 @@ from bntool.program_edit import ProgramEdit
 from bntool.program_merge import merge_branches
 from bntool.progress import Progress, silent
 from bntool.report.folds import report_of
-from bntool.report.merges import with_merged
+from bntool.report.merges import Merged, with_merged
 from bntool.result import FoldReport, Result
 from bntool.rewriting import OutOfRange
-from bntool.verify import verify as compare
 
 
 def fold_program(
@@ -28,6 +29,7 @@ def fold_program(
     keep: Sequence[str] = (),
     merge: bool = False,
     verify: bool = True,
+    tolerance: float | None = None,
     progress: Progress = silent,
 ) -> Result[ExportedProgram, FoldReport]:
     """A folded copy of `program`: weights that stay are shared with it, the signature lists what is left.
@@ -35,23 +37,54 @@ def fold_program(
     `example_inputs` are the program's own unless given. Dynamic shapes and their constraints stay. `merge`
     makes parallel branches and chains one layer each, also those that only folding made a chain.
 
-    Raises: VerificationError when the outputs differ.
+    Raises: VerificationError that names the norm to blame when the outputs differ.
     """
     progress("fold", 0, 2)
-    folded, merged = merge_branches(program, example_inputs, keep=keep) if merge else (program, [])
-    graph = program_graph(folded, example_inputs)
-    folded, plan = _folded(folded, graph, keep)
-    if merge:
-        folded, late = merge_branches(folded, example_inputs, keep=keep)
-        merged += late
+
+    def folded(more: Sequence[str]) -> Folded:
+        return _merged_and_folded(program, example_inputs, (*keep, *more), merge)
+
+    made = folded(())
     progress("verify", 1, 2)
-    inputs = example_inputs if example_inputs is not None else _own_inputs(program)
-    verification = compare(program, folded, inputs) if verify and inputs is not None else None
-    if verification is not None:
-        verification.insist(where="the folded program")
+    inputs, verification = example_inputs if example_inputs is not None else _own_inputs(program), None
+    if verify and inputs is not None:
+        verification = checked(
+            program,
+            made.program,
+            inputs,
+            made.names,
+            lambda more: folded(more).program,
+            tolerance=tolerance,
+            where="the program",
+        )
     progress("verify", 2, 2)
-    report = report_of(plan, graph, notes=graph.notes, verification=verification)
-    return Result(folded, with_merged(report, merged))
+    report = report_of(made.plan, made.graph, notes=made.graph.notes, verification=verification)
+    return Result(made.program, with_merged(report, made.merged))
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A folded program, and what was planned on which graph once its branches were merged."""
+
+    program: ExportedProgram
+    graph: FxGraph
+    plan: Plan
+    merged: list[Merged]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the norms that went, in order."""
+        return [*(norm for merged in self.merged for norm in merged.norms), *self.plan.names]
+
+
+def _merged_and_folded(program: ExportedProgram, inputs: Any, keep: Sequence[str], merge: bool) -> Folded:
+    start, merged = merge_branches(program, inputs, keep=keep) if merge else (program, [])
+    graph = program_graph(start, inputs)
+    folded, plan = _folded(start, graph, keep)
+    if merge:
+        folded, late = merge_branches(folded, inputs, keep=keep)
+        merged += late
+    return Folded(folded, graph, plan, merged)
 
 
 def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tuple[ExportedProgram, Plan]:
@@ -62,7 +95,7 @@ def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tu
         try:
             return ProgramEdit.of(program).carried_out(graph, plan), plan
         except OutOfRange as problem:
-            barred[problem.owner] = problem.reason
+            barred[plan.to_blame(problem)] = problem.reason
 
 
 def _own_inputs(program: ExportedProgram) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from bntool.copying import copied
+from bntool.fold_job import Job
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
 from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
@@ -78,6 +79,22 @@ def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | N
     functions_to_modules(module, graph)
     drop_dead_code(module)
     return module
+
+
+def folded_graph(
+    model: nn.Module,
+    arguments: Arguments | None,
+    keep: tuple[str, ...],
+    *,
+    merge: bool,
+    split: bool,
+    pad_values: bool,
+) -> tuple[GraphForm, Job]:
+    """A folded copy of `model` in graph form, and the job that folded it."""
+    form = graph_form(model, arguments, keep=keep, merge=merge, split=split, pad_values=pad_values)
+    job = Job(form.model, arguments, keep, in_place=True)
+    job.run()
+    return finish(form, arguments, keep=keep, merge=merge), job
 
 
 def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str], merge: bool) -> GraphForm:

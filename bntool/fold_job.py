@@ -1,4 +1,4 @@
-"""Folding one module: planned, carried out, planned again where a value does not fit; the culprit found."""
+"""Folding one module: planned, carried out, planned again where a value does not fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from bntool.copying import copied
@@ -39,15 +38,13 @@ def collector_paused() -> Iterator[None]:
 class Job:
     """One fold: what is planned and on which model it is carried out.
 
-    `base` is the model itself until a copy has to be changed before it can be folded. `only` are the names of
-    the norms that may go, where not all may.
+    `base` is the model itself until a copy has to be changed before it can be folded.
     """
 
     model: nn.Module
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
     keep: tuple[str, ...] = ()
     in_place: bool = False
-    only: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         self.base = self.model
@@ -79,7 +76,7 @@ class Job:
     def _plan(self, barred: dict[Hashable, str]) -> None:
         if not barred:
             self.graph = module_graph(self.base, self.inputs)
-        self.plan = make_plan(self.graph, keep=self.keep, barred=barred, only=self.only)
+        self.plan = make_plan(self.graph, keep=self.keep, barred=barred)
 
     def _bake(self) -> None:
         paths = computed_modules(self.plan)
@@ -96,7 +93,7 @@ class Job:
             try:
                 return self._write()
             except OutOfRange as problem:
-                barred[heaviest(self.plan, problem.owner), problem.owner] = problem.reason
+                barred[self.plan.to_blame(problem)] = problem.reason
                 self._plan(barred)
 
     def _write(self) -> nn.Module:
@@ -106,30 +103,8 @@ class Job:
         return self.base
 
 
-def heaviest(plan: Plan, owner: Hashable) -> Hashable:
-    """The norm that scales an owner's parameters most."""
-    taken = [(s.norm, a.form.scale) for s in plan.steps for a in s.absorbed if a.node.owner == owner]
-    return max(taken, key=lambda pair: np.abs(pair[1]).max())[0].owner
-
-
 def computed_modules(plan: Plan) -> list[str]:
     """Modules that a plan changes and whose weight is computed anew for every call."""
     params = [p for change in plan.changes.values() for p in change.node.params.values()]
     computed = [p for p in params if isinstance(p.key, tuple) and p.key[0] == "computed"]
     return list(dict.fromkeys(p.name.rpartition(".")[0] for p in computed))
-
-
-def culprit(job: Job, example_inputs: Any) -> str:
-    """The first norm, in the order of the plan, with which the fold stops being right: by bisection."""
-    from bntool.verify import verify
-
-    names = [step.norm.names[0] for step in job.plan.steps]
-    right, wrong = 0, len(names)
-    while wrong - right > 1:
-        middle = (right + wrong) // 2
-        part = Job(job.model, job.inputs, job.keep, only=frozenset(names[:middle])).run()
-        if verify(job.model, part, example_inputs, second_batch=False).ok:
-            right = middle
-        else:
-            wrong = middle
-    return names[wrong - 1] if names else ""

@@ -87,7 +87,7 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
     for rewrite, old in present:
         refusal = arithmetic.out_of_range(rewrite, old)
         if refusal is not None:
-            raise OutOfRange(rewrite.node.owner, refusal.reason)
+            raise OutOfRange(rewrite, refusal.reason)
     biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
     for rewrite, old in present:
         arithmetic.overwrite(rewrite, old)
@@ -105,7 +105,7 @@ def _finish(model: nn.Module, plan: Plan, biases: Sequence[NewBias]) -> None:
 def _checked(rewrite: Rewrite, old: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
     tensor = arithmetic.rewritten(rewrite, old)
     if isinstance(tensor, Blocked):
-        raise OutOfRange(rewrite.node.owner, tensor.reason)
+        raise OutOfRange(rewrite, tensor.reason)
     return tensor
 
 

@@ -58,7 +58,7 @@ def fold_file(
         progress("verify", 1, 2)
         if verify:
             reference = Reference(folding.model, source, folding.shapes, tolerance)
-            verification = folding.insist(plan, reference, target, str(path))
+            verification = folding.insist(reference, target, str(path))
     progress("verify", 2, 2)
     return _report(folding, plan, verification)
 
@@ -120,7 +120,7 @@ def fold_model(
             write(folding.model, Store(home), before)
             write(folded, Store(home), after)
             reference = Reference(folding.model, before, folding.shapes, tolerance)
-            verification = folding.insist(plan, reference, after, folding.model.graph.name)
+            verification = folding.insist(reference, after, folding.model.graph.name)
     progress("verify", 2, 2)
     return Result(_like(model, folded, home), _report(folding, plan, verification))
 

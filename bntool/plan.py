@@ -6,7 +6,7 @@ call of every owner it touches takes the same map, and nothing else reads the pa
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
@@ -15,6 +15,7 @@ from bntool.attempts import ATTEMPTS
 from bntool.changes import Change, Constants, same
 from bntool.globs import matches
 from bntool.graphs.base import Graph, Node, Param
+from bntool.rewriting import OutOfRange
 from bntool.search import Absorb, Found, Goal, Search, is_norm, place
 
 #: kinds whose value may be their input's memory
@@ -62,33 +63,38 @@ class Plan:
 
     folded_owners: set[Hashable] = field(default_factory=set)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the norms that fold, in order."""
+        return [step.norm.names[0] for step in self.steps]
+
+    def to_blame(self, problem: OutOfRange) -> tuple[Hashable, Hashable]:
+        """(the norm that does most to a value that has left its range, the owner of that value)."""
+        owner = problem.owner
+        taken = [(s.norm, a.form) for s in self.steps for a in s.absorbed if a.node.owner == owner]
+        norm, _ = max(taken, key=lambda pair: problem.weight_of(pair[1]))
+        return norm.owner, owner
+
 
 def make_plan(
     graph: Graph,
     *,
     keep: Sequence[str] = (),
     barred: Mapping[Hashable, str] | None = None,
-    only: Container[str] | None = None,
 ) -> Plan:
     """Decide for every norm of the graph, again and again until no further norm can go.
 
-    `keep` are globs over names of norms that stay, `barred` owners that must not change and why; with `only`
-    no other norms go than those it names.
+    `keep` are globs over names of norms that stay; `barred` says why a norm's owner must not change another
+    (a pair of owners), or why an owner must not change at all.
     """
-    planner = _Planner(graph, tuple(keep), barred or {}, only)
+    planner = _Planner(graph, tuple(keep), barred or {})
     planner.run()
     return planner.plan
 
 
 class _Planner:
-    def __init__(
-        self,
-        graph: Graph,
-        keep: tuple[str, ...],
-        barred: Mapping[Hashable, str],
-        only: Container[str] | None,
-    ) -> None:
-        self.graph, self.keep, self.only = graph, keep, only
+    def __init__(self, graph: Graph, keep: tuple[str, ...], barred: Mapping[Hashable, str]) -> None:
+        self.graph, self.keep = graph, keep
         self.calls = calls_by_owner(graph.nodes)
         self.plan = Plan(norms=find_norms(self.calls))
         self.constants = Constants(graph, self.plan.changes)
@@ -117,8 +123,6 @@ class _Planner:
 
     def _may_go(self, norm: Norm) -> Blocked | None:
         if any(matches(name, self.keep) for name in norm.names):
-            return Blocked("kept as asked")
-        if self.only is not None and not any(name in self.only for name in norm.names):
             return Blocked("kept as asked")
         pinned = next((c.pinned for c in norm.calls if c.pinned), "")
         if pinned:

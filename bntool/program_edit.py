@@ -78,7 +78,7 @@ class ProgramEdit:
         old = self.tensor(rewrite.param.name)
         new = Arithmetic().rewritten(rewrite, old)
         if isinstance(new, Blocked):
-            raise OutOfRange(rewrite.node.owner, new.reason)
+            raise OutOfRange(rewrite, new.reason)
         for holder in (self.state, self.constants):
             for name, tensor in holder.items():
                 if isinstance(tensor, Tensor) and _is_same(tensor, old):
@@ -98,9 +98,7 @@ class ProgramEdit:
         assert rewrite.value is not None
         new = torch.from_numpy(rewrite.value).to(old.device, old.dtype)
         if not torch.isfinite(new).all():
-            raise OutOfRange(
-                rewrite.node.owner, f"the new bias beside {weight} would leave its dtype's range"
-            )
+            raise OutOfRange(rewrite, f"the new bias beside {weight} would leave its dtype's range")
         placeholder = self.new_input(weight, _bias_name(weight), like(new, old))
         for own in owns:
             self._add_bias(own, placeholder)

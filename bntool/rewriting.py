@@ -11,18 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bntool.algebra.absorbing import AFFINE, NORMS
-from bntool.algebra.affine import Array
+from bntool.algebra.affine import Array, ChannelAffine
 from bntool.algebra.linear import LINEAR, carried, factor, new_bias, out_channels
 from bntool.changes import Change
 from bntool.graphs.base import Node, Param
-
-
-class OutOfRange(Exception):
-    """A new value does not fit its dtype: `owner` must stay as it is."""
-
-    def __init__(self, owner: Hashable, reason: str) -> None:
-        super().__init__(reason)
-        self.owner, self.reason = owner, reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +31,23 @@ class Rewrite:
     scale: Array | None = None
     shift: Array | None = None
     value: Array | None = None
+
+
+class OutOfRange(Exception):
+    """What a rewrite makes of a parameter does not fit its dtype."""
+
+    def __init__(self, rewrite: Rewrite, reason: str) -> None:
+        super().__init__(reason)
+        self.rewrite, self.reason = rewrite, reason
+
+    @property
+    def owner(self) -> Hashable:
+        return self.rewrite.node.owner
+
+    def weight_of(self, form: ChannelAffine) -> float:
+        """How much a map that was absorbed there has to do with it."""
+        by_shift = self.rewrite.name == "bias"
+        return float(np.abs(form.shift if by_shift else form.scale).max(initial=0.0))
 
 
 def rewrites(changes: Iterable[Change]) -> list[Rewrite]:

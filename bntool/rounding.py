@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 #: a fold rounds in several places where the measurement rounds in one
 MARGIN = 10.0
+#: outputs that last bits move further than this, relative to the largest value, tell nothing
+HOPELESS = 0.01
 DRAWS = 3
+
+
+def repeats(model: nn.Module, inputs: Any, reference: Outputs, tolerance: float) -> bool:
+    """Whether the model itself gives the reference again: else it draws random numbers, or remembers."""
+    from bntool.sources.running import runnable
+
+    return _moved(runnable(model), inputs, reference) <= tolerance
 
 
 def rounding_noise(model: nn.Module, inputs: Any, reference: Outputs) -> float:

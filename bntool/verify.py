@@ -13,7 +13,7 @@ from bntool.errors import RunError, UsageError, VerificationError
 from bntool.progress import Progress, silent
 from bntool.report.agreement import Agreement, compare, tolerance_for
 from bntool.result import SCHEMA_VERSION
-from bntool.rounding import MARGIN, rounding_noise
+from bntool.rounding import HOPELESS, MARGIN, repeats, rounding_noise
 from bntool.sources.base import Loaded
 from bntool.sources.running import Outputs, Runnable, runnable
 
@@ -131,8 +131,10 @@ def _with_evidence(found: Verification, model: Any, inputs: Any, reference: Outp
     """The tolerance raised, where the reference itself amplifies rounding as much as the outputs differ."""
     if not np.isfinite(found.smallest_tolerance):
         return found
+    if not repeats(model, inputs, reference, found.tolerance):
+        return replace(found, notes=(*found.notes, "the reference does not give the same twice"))
     noise = rounding_noise(model, inputs, reference)
-    if found.smallest_tolerance > MARGIN * noise:
+    if found.smallest_tolerance > MARGIN * noise or noise > HOPELESS:
         return found
     note = (
         f"the model amplifies rounding: moving its weights by their last bit moves the outputs by {noise:.1e}"

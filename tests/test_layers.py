@@ -37,6 +37,7 @@ FLOORS = (
             "replace",
             "health",
             "verify",
+            "blame",
             "export",
             "export_check",
             "save",

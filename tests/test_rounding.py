@@ -53,3 +53,13 @@ def test_a_wrong_model_does_not_profit() -> None:
 def test_a_given_tolerance_is_kept() -> None:
     model, x = Amplifier().double(), torch.randn(8, 64, dtype=torch.double)
     assert not verify(model, reordered(model).double(), x, tolerance=1e-16).ok
+
+
+def test_random_outputs_are_no_rounding() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    found = verify(Noisy(), Noisy(), torch.randn(8, 64))
+    assert not found.ok
+    assert "the reference does not give the same twice" in found.notes

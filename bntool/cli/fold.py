@@ -56,13 +56,11 @@ def fold(
         return
 
     from bntool.fold import fold
-    from bntool.verify import verify
 
     loaded = common.open_model(model, inputs=inputs, weights=weights, trust=trust)
     example = delivery.known_inputs(loaded)
     way = delivery.Delivery(loaded, example, output, force=force, dry_run=dry_run, as_json=as_json)
     with screen.progress_bar() as progress:
-        own_check = check and tolerance is None
         result = fold(
             loaded.model,
             example,
@@ -71,17 +69,14 @@ def fold(
             merge=merge,
             split=split,
             pad_values=pad_values,
-            verify=own_check,
+            verify=check,
+            tolerance=tolerance,
             progress=progress,
         )
-        found = result.report.verification
-        if check and not own_check and example is not None:
-            found = verify(loaded.model, result.model, example, tolerance=tolerance, progress=progress)
-            found.insist(where=model)
     written = way.write(result.model)
     if check and example is None:
         screen.warn("not verified: no example inputs are known; pass --input 1x3x224x224")
-    _present(result.report, found, written, dry_run=dry_run, as_json=as_json)
+    _present(result.report, result.report.verification, written, dry_run=dry_run, as_json=as_json)
 
 
 def _fold_onnx(

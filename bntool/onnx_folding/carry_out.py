@@ -135,12 +135,13 @@ def _set_factor(proto: NodeProto, name: str) -> None:
 def _values(rewrite: Rewrite, slot: Slot, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The new tensor, in its own dtype, computed in float64 a piece at a time. Raises: OutOfRange."""
     if rewrite.value is not None:
-        new = rewrite.value.astype(dtype)
+        with np.errstate(over="ignore"):
+            new = rewrite.value.astype(dtype)
     else:
         assert slot.const is not None
         new = _multiplied(slot.const.fetch(), slot.times, rewrite.scale, rewrite.shift, dtype)
     if not np.isfinite(new).all():
-        raise OutOfRange(rewrite.node.owner, f"{_label(rewrite)} would leave the range of {dtype.name}")
+        raise OutOfRange(rewrite, f"{_label(rewrite)} would leave the range of {dtype.name}")
     return new
 
 

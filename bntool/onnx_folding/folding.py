@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto, inliner
 
+from bntool.blame import complaint_about, first_wrong
 from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
 from bntool.graphs.onnx_tensors import Store, is_external, is_pending
@@ -42,6 +43,7 @@ class Folding:
     notes: list[str] = field(default_factory=list)
     graph: OnnxGraph = field(init=False)
     """The graph that was planned last."""
+    planned: Plan = field(init=False)
     grown: Grown | None = None
 
     def __post_init__(self) -> None:
@@ -56,47 +58,47 @@ class Folding:
         self.graph = read(self.model, Store(self.path), self.shapes)
         return make_plan(self.graph, keep=self.keep, barred=self.barred)
 
-    def write(self, target: Path, barred: Mapping[Hashable, str] | None = None) -> Plan:
-        """Write a folded copy; a norm whose new weights leave their dtype's range stays."""
+    def write(self, target: Path) -> Plan:
+        """Write a folded copy; a norm with which new weights leave their dtype's range stays."""
         while True:
             try:
-                graph, plan = self._attempt(barred or {})
+                graph = self._attempt()
                 write(graph.model, graph.store, target, outside=has_external_data(self.model))
-                return plan
+                return self.planned
             except OutOfRange as problem:
-                self.barred[problem.owner] = problem.reason
+                self.barred[self.planned.to_blame(problem)] = problem.reason
 
     def in_memory(self) -> tuple[ModelProto, Plan]:
         """The same as a message that holds all that was computed."""
         while True:
             try:
-                graph, plan = self._attempt({})
+                graph = self._attempt()
                 for tensor in all_tensors(graph.model.graph):
                     if is_pending(tensor):
                         values = graph.store.array(tensor).tobytes()
                         tensor.ClearField("external_data")
                         tensor.ClearField("data_location")
                         tensor.raw_data = values
-                return graph.model, plan
+                return graph.model, self.planned
             except OutOfRange as problem:
-                self.barred[problem.owner] = problem.reason
+                self.barred[self.planned.to_blame(problem)] = problem.reason
 
-    def _attempt(self, barred: Mapping[Hashable, str]) -> tuple[OnnxGraph, Plan]:
+    def _attempt(self) -> OnnxGraph:
         work = ModelProto()
         work.CopyFrom(self.model)
         store = Store(self.path)
         self.merged = self._merge(work, store)
         graph = self.graph = read(work, store, self.shapes)
-        plan = make_plan(graph, keep=self.keep, barred={**self.barred, **barred})
-        self.grown = carry_out(graph, plan)
+        self.planned = make_plan(graph, keep=self.keep, barred=self.barred)
+        self.grown = carry_out(graph, self.planned)
         self.merged += self._merge(work, store)  # what only folding made a chain
         check(graph.model, self.model)
-        return graph, plan
+        return graph
 
     def _merge(self, work: ModelProto, store: Store) -> list[Merged]:
         return merge_branches(work, store, self.shapes, self.keep) if self.merge else []
 
-    def insist(self, plan: Plan, reference: Reference, target: Path, where: str) -> Verification:
+    def insist(self, reference: Reference, target: Path, where: str) -> Verification:
         """The verification of the folded file. Raises: VerificationError that names the norm."""
         verification = reference.check(target)
         if verification.ok:
@@ -106,24 +108,17 @@ class Folding:
             what = f"{complaint}; so is the original ({own:.2e}) when its inputs change in their last bit"
             advice = "Nothing was written: random inputs cannot tell here. Pass --tolerance or --no-verify."
             raise VerificationError(what, where=where, next=advice)
-        what = f"{complaint}; {self._culprit(plan, reference, target)}"
-        raise VerificationError(what, where=where, next="Nothing was written. Keep that norm with --keep.")
 
-    def _culprit(self, plan: Plan, reference: Reference, target: Path) -> str:
-        """Bisect: the first norm with which the outputs differ."""
-        norms = [step.norm for step in plan.steps]
-
-        def good(count: int) -> bool:
-            self.write(target, {norm.owner: "not in this trial" for norm in norms[count:]})
+        def right(kept: tuple[str, ...]) -> bool:
+            part = replace(self, keep=(*self.keep, *kept), notes=[])
+            part.write(target)
             return reference.check(target).ok
 
-        if not good(0):
-            return "they differ without any fold too: does the model draw random numbers?"
-        low, high = 0, len(norms)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if good(middle) else (low, middle)
-        return f"they do from the fold of {norms[high - 1].names[0]} on"
+        raise complaint_about(verification, first_wrong(self._names(), right), where)
+
+    def _names(self) -> list[str]:
+        """Of the norms that went, in order."""
+        return [*(norm for merged in self.merged for norm in merged.norms), *self.planned.names]
 
 
 def check(model: ModelProto, original: ModelProto) -> None:
