@@ -12,12 +12,11 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool.copying import copied
 from bntool.errors import UsageError
 from bntool.globs import matches, selected
-from bntool.lazy import stand_ins
+from bntool.lazy import give_sizes, has_lazy_parts, is_lazy, stand_ins
 from bntool.norms.layers import FrozenBatchNorm
 from bntool.norms.submodules import modes_kept
 from bntool.pooling import ranks
@@ -108,11 +107,13 @@ def calibrate_(
             f"unknown method {method!r}", where="calibrate", next="Use auto, lockstep or passes."
         )
     model = getattr(model, "_orig_mod", model)
+    work = list(calls(model, data, inputs=inputs))
+    _refuse_no_data(work, model)
+    if has_lazy_parts(model):
+        give_sizes(model, next(iter(work), None))
     norms, skipped = targets(model, tuple(include), tuple(exclude))
     if not norms:
         raise UsageError("no norm to calibrate", where="calibrate", next=_why(skipped))
-    work = list(calls(model, data, inputs=inputs))
-    _refuse_no_data(work, model)
     others = updated(model, work, list(norms)) if compare else {}
     before = {m: _snapshot(m) for m in norms.values()}
     with modes_kept(model), _restored_on_error(before), torch.no_grad():
@@ -184,8 +185,8 @@ def _left_alone(
     trained: bool,
 ) -> str:
     """Why the norm is not calibrated; empty when it is."""
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-        raise UsageError("a lazy norm without a size yet", where=name, next="Run the model once first.")
+    if is_lazy(module):
+        return "lazy, and without a size yet: the first batch does not reach it"
     if not isinstance(module, _BatchNorm):
         kind = "frozen" if not isinstance(module, _InstanceNorm) else "an instance norm"
         return f"{kind}: it has no statistics of the batch"

@@ -12,7 +12,8 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
@@ -20,6 +21,11 @@ SHARED = frozenset(
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
 #: attributes in which a module holds others, parameters and buffers
 MEMBERS = ("_modules", "_parameters", "_buffers")
+
+
+def own_inputs(inputs: Any) -> Any:
+    """The same structure with tensors of its own: a model may write into what it is given."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
 
 def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

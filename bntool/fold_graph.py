@@ -13,9 +13,10 @@ from bntool.fold_job import Job
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
 from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
-from bntool.lazy import has_lazy_parts, run_once, stand_ins
+from bntool.lazy import give_sizes, has_lazy_parts, stand_ins
 from bntool.merging import merge_branches
 from bntool.padding import move_padding
+from bntool.pooling.batches import Call
 from bntool.report.merges import Merged
 from bntool.tracing import carry_hooks
 
@@ -50,7 +51,7 @@ def graph_form(
     lazy = has_lazy_parts(model)
     model = copied(model, stand_ins(model) if lazy else {})
     if lazy:
-        run_once(model, arguments)
+        give_sizes(model, None if arguments is None else Call(*arguments))
     notes: list[str] = []
     shared: list[str] = []
     traced = _traced(model, arguments)

@@ -16,8 +16,9 @@ from bntool.fold_module import fold_here, folded_copy
 from bntool.graphs.fx_baked import bake
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.islands import module_graph
-from bntool.lazy import has_lazy_parts, run_once, stand_ins
+from bntool.lazy import give_sizes, has_lazy_parts, stand_ins
 from bntool.plan import Plan, make_plan
+from bntool.pooling.batches import Call
 from bntool.rewriting import OutOfRange
 from bntool.structure import record_changes, structure_of
 
@@ -71,7 +72,7 @@ class Job:
     def _give_sizes(self) -> None:
         if not self.in_place:
             self.base = self.model = copied(self.model, stand_ins(self.model))
-        run_once(self.model, self.inputs)
+        give_sizes(self.model, None if self.inputs is None else Call(*self.inputs))
 
     def _plan(self, barred: dict[Hashable, str]) -> None:
         if not barred:

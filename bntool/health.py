@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool.copying import copied
-from bntool.lazy import stand_ins
+from bntool.lazy import is_lazy, stand_ins
 from bntool.norms.kinds import spread_of_variance
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept
@@ -70,7 +69,7 @@ def health(model: nn.Module, example_inputs: Any = None, *, batch_size: int | No
 
     batch_size: the batch the model is trained with; by default that of the example inputs.
     """
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and not _is_lazy(m)}
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and not is_lazy(m)}
     findings = [f for name, norm in norms.items() for f in _of_state(name, norm, model)]
     if example_inputs is None:
         return Health(None, [], [*findings, *_of_flow(model, norms, None)])
@@ -83,10 +82,6 @@ def health(model: nn.Module, example_inputs: Any = None, *, batch_size: int | No
     sizes = [s for name in norms if (s := _size(name, fresh, seen, size, example.size)) is not None]
     findings += [f for s in sizes for f in _of_size(s, size)]
     return Health(size, sizes, [*findings, *_of_flow(fresh, norms, example)])
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
 # --- what a norm's own state tells

@@ -6,19 +6,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy as has_no_size
 
 from bntool.errors import UsageError
+from bntool.norms.submodules import modes_kept
+from bntool.pooling.batches import Call
 
 
 def has_lazy_parts(model: nn.Module) -> bool:
     return bool(unsized(model))
 
 
+def is_lazy(module: nn.Module) -> bool:
+    """Whether the module has yet to get its sizes."""
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
 def unsized(model: nn.Module) -> list[Any]:
     """The parameters and buffers that have no size yet."""
     tensors = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()))
-    return [t for t in tensors if t is not None and is_lazy(t)]
+    return [t for t in tensors if t is not None and has_no_size(t)]
 
 
 def stand_ins(model: nn.Module) -> dict[int, Any]:
@@ -26,14 +34,14 @@ def stand_ins(model: nn.Module) -> dict[int, Any]:
     return {id(t): type(t)(device=t.device, dtype=t.dtype) for t in unsized(model)}
 
 
-def run_once(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]] | None) -> None:
-    """Let the modules take their sizes from the example inputs, in place.
+def give_sizes(model: nn.Module, call: Call | None) -> None:
+    """Let the modules take their sizes from an example call, in place.
 
-    Raises: UsageError without inputs.
+    Raises: UsageError without one, RunError when the model raises.
     """
-    if inputs is None:
+    if call is None:
         raise UsageError(
             "the model has lazy modules, whose sizes come from the first input", next="Give example inputs."
         )
-    with torch.no_grad():
-        model(*inputs[0], **inputs[1])
+    with modes_kept(model), torch.no_grad():
+        call.run(model.eval())

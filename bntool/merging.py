@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from bntool.branches import find_merges
+from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.islands import module_graph
@@ -73,7 +74,8 @@ def _calls(model: nn.Module, arguments: Arguments) -> dict[str, list[Arguments]]
     ]
     try:
         with torch.no_grad():
-            model(*arguments[0], **arguments[1])
+            args, kwargs = own_inputs(arguments)
+            model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

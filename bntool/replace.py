@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import apply, plan_of
 from bntool.errors import UsageError
 from bntool.globs import matches, selected
-from bntool.lazy import stand_ins
+from bntool.lazy import is_lazy, stand_ins
 from bntool.norms.kinds import KINDS, Setting, Spec, described
 from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
@@ -149,7 +148,7 @@ def _keep(name: str, module: nn.Module, to: str, include: tuple[str, ...], exclu
         return "excluded"
     if not selected(name, include, ()):
         return "not included"
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+    if is_lazy(module):
         raise UsageError("a lazy norm without a size yet", where=name, next="Give example inputs.")
     if kind_of(module) == to:
         return f"it is a {to} norm already"

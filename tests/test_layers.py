@@ -18,7 +18,7 @@ FLOORS = (
     ("report",),
     ("norms",),
     ("edits", "structure", "specs", "tracing"),
-    ("tensors", "copying", "lazy", "fold_module", "program_edit"),
+    ("tensors", "copying", "fold_module", "program_edit"),
     (
         *("sources", "pooling", "placing", "onnx_folding", "onnx_inserting"),
         *(
@@ -36,6 +36,7 @@ FLOORS = (
             "calibrate",
             "replace",
             "health",
+            "lazy",
             "verify",
             "blame",
             "export",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from bntool.errors import RunError
 from bntool.norms.submodules import modes_kept
 from bntool.pooling.batches import Call
+from bntool.report.agreement import Agreement, compare
+from bntool.sources.importing import said
+from bntool.sources.outputs import named_arrays
 
 TRAIN_SIZES = (2, 8, 32)
 
@@ -29,9 +35,9 @@ class EvalProof:
 class TrainProof:
     """Outputs with the new norms in train mode against the plain model, on batches of one size.
 
-    `relative_change` is rms(new - plain) / rms(plain - its mean over the batch); `agreement` the part of
-    samples whose largest output is the same one, None where outputs are not scores. `note` says why nothing
-    was measured.
+    Of the first output: `relative_change` is rms(new - plain) / rms(plain - its mean over the batch);
+    `agreement` the part of samples whose largest value is the same one, None where it is not scores. `note`
+    says why nothing was measured.
     """
 
     batch_size: int
@@ -42,17 +48,26 @@ class TrainProof:
 
 def in_eval(plain: nn.Module, changed: nn.Module, work: Sequence[Call]) -> EvalProof:
     """Compare over `work`. Both models are left in the mode they were in."""
-    worst_abs = worst_rel = 0.0
     with modes_kept(plain), modes_kept(changed), torch.no_grad():
         plain.eval()
         changed.eval()
-        for call in work:
-            for a, b in zip(floats(call.run(plain)), floats(call.run(changed)), strict=True):
-                error = float((a - b).abs().max())
-                error = error if error == error else float("inf")
-                worst_abs = max(worst_abs, error)
-                worst_rel = max(worst_rel, error / max(float(a.abs().max()), 1e-30))
-    return EvalProof(len(work), worst_abs, worst_rel)
+        seen = [agreement for call in work for agreement in _compared(plain, changed, call)]
+    if any(agreement.non_finite for agreement in seen):
+        return EvalProof(len(work), inf, inf)
+    worst_abs = max((agreement.max_abs for agreement in seen), default=0.0)
+    return EvalProof(len(work), worst_abs, max((agreement.max_rel for agreement in seen), default=0.0))
+
+
+def _compared(plain: nn.Module, changed: nn.Module, call: Call) -> list[Agreement]:
+    pairs = zip(_outputs(plain, call), _outputs(changed, call), strict=True)
+    return [compare(name, a, b) for (name, a), (_, b) in pairs]
+
+
+def _outputs(model: nn.Module, call: Call) -> list[tuple[str, NDArray[Any]]]:
+    """A model that draws random numbers in eval mode too draws the same ones every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return numbers(call.run(model))
 
 
 def in_train(
@@ -78,11 +93,18 @@ def _at_size(plain: nn.Module, changed: nn.Module, work: Sequence[Call], size: i
     if call is None:
         return TrainProof(size, note="not that many samples")
     try:
-        pairs = list(zip(floats(call.run(plain)), floats(call.run(changed)), strict=True))
-    except (ValueError, RuntimeError) as problem:
-        return TrainProof(size, note=str(problem))
-    a, b = pairs[0]
-    change = (b - a).square().mean().sqrt() / (a - a.mean(0)).square().mean().sqrt().clamp_min(1e-30)
+        pairs = list(zip(_outputs(plain, call), _outputs(changed, call), strict=True))
+    except RunError as problem:
+        return TrainProof(size, note=said(problem.__cause__ or problem))
+    (_, a), (_, b) = pairs[0]
+    if a.shape != b.shape or not a.size:
+        return TrainProof(size, note=f"outputs of shapes {a.shape} and {b.shape}")
+    return _change(size, torch.from_numpy(a).double(), torch.from_numpy(b).double())
+
+
+def _change(size: int, a: Tensor, b: Tensor) -> TrainProof:
+    spread = a - a.mean(0) if a.dim() and len(a) == size else a
+    change = (b - a).square().mean().sqrt() / spread.square().mean().sqrt().clamp_min(1e-30)
     scores = a.dim() == 2 and a.shape[1] > 1
     agreement = float((a.argmax(1) == b.argmax(1)).double().mean()) if scores else None
     return TrainProof(size, float(change), agreement)
@@ -93,23 +115,34 @@ def batch_of(work: Sequence[Call], size: int) -> Call | None:
     taken: list[Call] = []
     while sum(c.size for c in taken) < size and len(taken) < len(work):
         taken.append(work[len(taken)])
-    first = taken[0]
-    alike = all(len(c.args) == len(first.args) and c.kwargs.keys() == first.kwargs.keys() for c in taken)
-    if not alike or sum(c.size for c in taken) < size:
+    flat = [tree_flatten((c.args, c.kwargs)) for c in taken]
+    structure = flat[0][1]
+    if any(other != structure for _, other in flat) or sum(c.size for c in taken) < size:
         return None
     try:
-        args = tuple(_cut([c.args[i] for c in taken], size) for i in range(len(first.args)))
-        return Call(args, {k: _cut([c.kwargs[k] for c in taken], size) for k in first.kwargs})
-    except (RuntimeError, TypeError):
+        leaves = [
+            _cut(list(values), taken, size) for values in zip(*(found for found, _ in flat), strict=True)
+        ]
+    except RuntimeError:  # of different sizes or dtypes
         return None
+    args, kwargs = tree_unflatten(leaves, structure)
+    return replace(taken[0], args=args, kwargs=kwargs)
 
 
-def _cut(values: list[Any], size: int) -> Any:
-    return torch.cat(values)[:size] if isinstance(values[0], Tensor) else values[0]
+def _cut(values: list[Any], calls: Sequence[Call], size: int) -> Any:
+    """The first samples of an argument; the first call's where it is not one item a sample."""
+    batched = all(
+        isinstance(v, Tensor) and v.dim() and len(v) == c.size for v, c in zip(values, calls, strict=True)
+    )
+    return torch.cat(values)[:size] if batched else values[0]
 
 
-def floats(outputs: Any) -> list[Tensor]:
-    """The floating tensors of whatever a model returns, in float64."""
-    return [
-        v.detach().double() for v in tree_leaves(outputs) if isinstance(v, Tensor) and v.is_floating_point()
-    ]
+def numbers(outputs: Any) -> list[tuple[str, NDArray[Any]]]:
+    """The floating-point arrays of whatever a model returns, or all where there is none.
+
+    Raises: RunError for an output that holds none.
+    """
+    arrays = list(named_arrays(outputs))
+    if not arrays:
+        raise RunError("the model gives nothing back that could be compared", next="Return tensors.")
+    return [(name, array) for name, array in arrays if array.dtype.kind == "f"] or arrays

@@ -101,7 +101,7 @@ def watch(model: nn.Module, call: Call) -> Seen:
     seen = Seen()
     handles = [m.register_forward_hook(seen.note, with_kwargs=True) for m in model.modules()]
     try:
-        call.try_on(model)
+        call.run(model)
     finally:
         for handle in handles:
             handle.remove()

@@ -110,12 +110,11 @@ def random_calls(example: Call, *, seed: int = 0) -> list[Call]:
 
 
 def _like(example: Call, generator: torch.Generator) -> Call:
-    args = tuple(_drawn(v, generator) for v in example.args)
-    return Call(args, {k: _drawn(v, generator) for k, v in example.kwargs.items()})
+    return example.changed(lambda value: _drawn(value, generator))
 
 
-def _drawn(value: Any, generator: torch.Generator) -> Any:
-    if not isinstance(value, Tensor) or value.numel() < 2:
+def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
+    if value.numel() < 2:
         return value
     if not value.is_floating_point():
         index = torch.randint(value.numel(), tuple(value.shape), generator=generator)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bntool.errors import RunError, UsageError
+from bntool.copying import own_inputs
+from bntool.errors import BntoolError, LoadError, RunError, UsageError
 from bntool.sources import inputs as sources_inputs
 from bntool.sources.importing import said
 
@@ -19,31 +21,40 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a model: `model(*args, **kwargs)`."""
+    """One call of a model: `model(*args, **kwargs)`. `name` says which in messages."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    name: str = "the inputs"
 
     def run(self, model: nn.Module) -> Any:
-        return model(*self.args, **self.kwargs)
+        """The outputs for copies of the inputs, into which a model may write.
 
-    def try_on(self, model: nn.Module) -> Any:
-        """`run` as the first one of a model. Raises: RunError when the model does not take these inputs."""
+        Raises: RunError naming the inputs when the model raises.
+        """
+        args, kwargs = own_inputs((self.args, self.kwargs))
         try:
-            return self.run(model)
+            return model(*args, **kwargs)
+        except BntoolError:
+            raise
         except Exception as problem:
-            advice = "Do the inputs have the shapes and types it expects?"
-            raise RunError(f"the model raised {said(problem)}", where="inputs", next=advice) from problem
+            where = f"{self.name}, {sources_inputs.in_words(args, kwargs)}"
+            what = f"the model raised {said(problem)}"
+            raise RunError(what, where=where, next=sources_inputs.advice(model)) from problem
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with other tensors, wherever they are in its arguments."""
+        args, kwargs = tree_map_only(Tensor, change, (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
 
     def tensors(self) -> list[Tensor]:
-        return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]
+        return [v for v in tree_leaves((self.args, self.kwargs)) if isinstance(v, Tensor)]
 
     def first_sample(self) -> Call:
         """The call for the first sample alone; the call itself where not every tensor is a batch."""
         if self.size < 2 or any(not t.dim() or len(t) != self.size for t in self.tensors()):
             return self
-        args = tuple(v[:1] if isinstance(v, Tensor) else v for v in self.args)
-        return Call(args, {k: v[:1] if isinstance(v, Tensor) else v for k, v in self.kwargs.items()})
+        return self.changed(lambda tensor: tensor[:1])
 
     @property
     def size(self) -> int:
@@ -55,22 +66,43 @@ def calls(model: nn.Module, data: Iterable[Any], *, inputs: int | None = None) -
     """Every batch of `data` as a call of `model`, on the model's device.
 
     `inputs` is how many leading items of a tuple are inputs; by default as many as `forward` requires.
+
+    Raises: UsageError for what is no batch, LoadError when the data raise.
     """
     taken = inputs or required_inputs(model)
+    if isinstance(data, Tensor | Mapping):
+        what = f"the data is a {type(data).__name__}, not an iterable of batches"
+        raise UsageError(what, where="data", next="Give a list of one batch, or cut it: x.split(64).")
     device = device_of(model)
-    for index, batch in enumerate(data):
+    for index, batch in enumerate(_read(data)):
         yield as_call(model, batch, taken, device, index)
 
 
+def _read(data: Iterable[Any]) -> Iterator[Any]:
+    number, batches = 0, iter(data)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as problem:
+            raise LoadError(
+                f"the data raised {said(problem)}", where=f"batch {number} of the data"
+            ) from problem
+        yield batch
+        number += 1
+
+
 def as_call(model: nn.Module, batch: Any, inputs: int, device: torch.device, index: int = 0) -> Call:
+    name = f"batch {index} of the data"
     if isinstance(batch, Tensor):
-        return Call((batch.to(device),), {})
+        return Call((batch.to(device),), {}, name)
     if isinstance(batch, Mapping):
         names = accepted_names(model)
         kept = {k: v for k, v in batch.items() if names is None or k in names}
-        return Call((), {k: _moved(v, device) for k, v in kept.items()})
+        return Call((), kept, name).changed(lambda tensor: tensor.to(device))
     if isinstance(batch, Sequence) and batch and not isinstance(batch, str):
-        return Call(tuple(_moved(v, device) for v in batch[:inputs]), {})
+        return Call(tuple(batch[:inputs]), {}, name).changed(lambda tensor: tensor.to(device))
     raise UsageError(
         f"batch {index} is a {type(batch).__name__}",
         where="data",
@@ -81,8 +113,7 @@ def as_call(model: nn.Module, batch: Any, inputs: int, device: torch.device, ind
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
     """Example inputs as a call: a tuple is all arguments, a dict all keywords, a tensor the one argument."""
     device = device_of(model)
-    args, kwargs = sources_inputs.as_call(example_inputs)
-    return Call(tuple(_moved(v, device) for v in args), {k: _moved(v, device) for k, v in kwargs.items()})
+    return Call(*sources_inputs.as_call(example_inputs)).changed(lambda tensor: tensor.to(device))
 
 
 def required_inputs(model: nn.Module) -> int:
@@ -103,7 +134,3 @@ def accepted_names(model: nn.Module) -> set[str] | None:
 def device_of(model: nn.Module) -> torch.device:
     held = next((t for t in (*model.parameters(), *model.buffers())), None)
     return held.device if held is not None else torch.device("cpu")
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

@@ -54,7 +54,7 @@ class Trails:
         """Learn the order from one sample, which costs little; from the batch where one does not do."""
         try:
             self.follow(call.first_sample())
-        except (RuntimeError, ValueError, IndexError):
+        except RunError:
             self.follow(call)
 
     def follow(self, call: Call) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bntool.copying import copied
+from bntool.errors import RunError
 from bntool.pooling.batches import Call
 from bntool.sources.importing import said
 
@@ -38,8 +39,8 @@ def updated(model: nn.Module, work: Sequence[Call], names: Sequence[str]) -> Sta
         with torch.random.fork_rng():
             torch.manual_seed(0)
             update_bn(work, _Caller(fresh))
-    except Exception as problem:  # whatever the model's code does in train mode
-        return said(problem)
+    except RunError as problem:  # whatever the model's code does in train mode
+        return said(problem.__cause__ or problem)
     return {name: _statistics(fresh.get_submodule(name)) for name in names}
 
 

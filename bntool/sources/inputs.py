@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -86,3 +87,29 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def in_words(args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
+    """Inputs as they would be written on the command line: "8x3x32x32:float32, mask:8:bool"."""
+    named = [*(("", value) for value in args), *kwargs.items()]
+    return ", ".join(f"{name}:{_in_words(v)}" if name else _in_words(v) for name, v in named) or "no inputs"
+
+
+def _in_words(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        shape = "x".join(map(str, value.shape)) or "a number"
+        return f"{shape}:{str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, tuple | list):
+        return f"[{in_words(value, {})}]"
+    return f"[{in_words((), value)}]" if isinstance(value, Mapping) else type(value).__name__
+
+
+def advice(model: Any) -> str:
+    """What to look at when a model raises on its inputs."""
+    names = ", ".join(map(str, _bare(inspect.signature(model.forward).parameters.values())))
+    return f"It takes ({names}): do these have the shapes and types it expects?"
+
+
+def _bare(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Without annotations: names and defaults say enough."""
+    return [p.replace(annotation=p.empty) for p in parameters]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bntool.errors import RunError, UsageError
 from bntool.sources.importing import said
-from bntool.sources.inputs import as_call
+from bntool.sources.inputs import as_call, in_words
 from bntool.sources.kinds import kind_of
 from bntool.sources.outputs import as_array, named_arrays
 
@@ -38,8 +38,9 @@ class Runnable:
         except (RunError, UsageError):
             raise
         except Exception as problem:
-            advice = "Do the example inputs have the shapes and types it expects?"
-            raise RunError(f"the model raised {said(problem)}", next=advice) from problem
+            where = f"the inputs, {in_words(*as_call(inputs))}"
+            advice = "Do they have the shapes and types it expects?"
+            raise RunError(f"the model raised {said(problem)}", where=where, next=advice) from problem
 
 
 def runnable(model: Any) -> Runnable:
@@ -52,7 +53,7 @@ def _module(model: Any) -> Runnable:
     import torch
 
     def call(inputs: Any) -> Outputs:
-        args, kwargs = as_call(to_torch(inputs))
+        args, kwargs = to_torch(as_call(inputs))
         with eval_mode(model), torch.no_grad():
             return list(named_arrays(model(*args, **kwargs)))
 
@@ -67,7 +68,7 @@ def _program(program: Any) -> Runnable:
     positional = inputs_of[: program.call_spec.in_spec.child(0).num_children]
 
     def call(inputs: Any) -> Outputs:
-        args, kwargs = as_call(to_torch(inputs))
+        args, kwargs = to_torch(as_call(inputs))
         if not args and all(name in kwargs for name in positional):
             args = tuple(kwargs.pop(name) for name in positional)
         with torch.no_grad(), _restored(module):
@@ -156,16 +157,11 @@ def to_numpy(value: Any) -> NDArray[Any]:
     return as_array(value) if hasattr(value, "detach") else np.asarray(value)
 
 
-def to_torch(value: Any) -> Any:
-    """The same structure with every array as a tensor: copies, as a model may write into its input."""
+def to_torch(inputs: Any) -> Any:
+    """The same structure with every array as a tensor: copies, as a model may write into its inputs."""
     import torch
+    from torch.utils._pytree import tree_map_only
 
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: to_torch(part) for key, part in value.items()}
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(to_torch(part) for part in value)
-    return value
+    from bntool.copying import own_inputs
+
+    return own_inputs(tree_map_only(np.ndarray, lambda array: torch.from_numpy(array.copy()), inputs))

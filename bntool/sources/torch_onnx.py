@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bntool.copying import own_inputs
 from bntool.errors import RunError, UsageError
 from bntool.sources.inputs import as_call
 from bntool.sources.outputs import parts
@@ -80,7 +81,8 @@ class Call:
 
     def __call__(self, model: nn.Module) -> list[Tensor]:
         with torch.no_grad():
-            return _tensors(model(*self.args, **self.kwargs))
+            args, kwargs = own_inputs((self.args, self.kwargs))
+            return _tensors(model(*args, **kwargs))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -263,7 +263,7 @@ def test_an_exception_half_way_restores_everything(method: str) -> None:
     model = randomized(Fragile()).train()
     model.first.momentum = 0.7
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(KeyError):
+    with pytest.raises(RunError, match=r"^batch \d of the data, \dx4x6x6:float32: .*KeyError"):
         calibrate_(model, [*shifted_batches(), *shifted_batches()], method=method)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(m.training for m in model.modules())

@@ -11,6 +11,7 @@ import torch
 from bntool.bench.clock import Clock, clock_for
 from bntool.bench.source import Source
 from bntool.bench.torch_facts import torch_facts
+from bntool.copying import own_inputs
 from bntool.sources.outputs import named_arrays
 from bntool.sources.running import Outputs
 
@@ -32,7 +33,8 @@ class TorchSession:
     ) -> None:
         conditions = source.conditions
         self.module, self.plain = module, plain
-        self.args, self.kwargs = source.call
+        self.given = source.call
+        self.args, self.kwargs = own_inputs(self.given)  # a model may write into them
         self.threads = int(source.candidate.options.get("threads", conditions.threads)) or OWN_THREADS
         self.device = conditions.device
         self.clock: Clock = clock_for(conditions.device, flush_l2=conditions.flush_l2)
@@ -50,8 +52,9 @@ class TorchSession:
             return self.module(*self.args, **self.kwargs)
 
     def outputs(self) -> Outputs:
+        args, kwargs = own_inputs(self.given)
         with in_eval(self.module), torch.no_grad():
-            return list(named_arrays(self.module(*self.args, **self.kwargs)))
+            return list(named_arrays(self.module(*args, **kwargs)))
 
     def facts(self) -> dict[str, Any]:
         """Counted on the calls made, or where those are hidden on the module before it was compiled."""
