@@ -27,6 +27,7 @@ from bntool.pooling.rounds import Book, Norms, Outcome, Settled, Trails, one_pas
 from bntool.pooling.update_bn import updated
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result
+from bntool.sources.opening import given_module
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,12 @@ class CalibrateReport:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def calibrate(model: nn.Module, data: Iterable[Any], **options: Any) -> Result[nn.Module, CalibrateReport]:
-    """A copy of `model` whose running statistics are the pooled ones of `data`; options as `calibrate_`."""
+def calibrate(model: Any, data: Iterable[Any], **options: Any) -> Result[nn.Module, CalibrateReport]:
+    """A copy of `model`, given as such or by reference, with the pooled running statistics of `data`.
+
+    Options and errors are those of `calibrate_`.
+    """
+    model, _ = given_module(model, None, "calibrate")
     fresh = copied(model, stand_ins(model))
     report = calibrate_(fresh, data, **options)
     return Result(fresh, report)

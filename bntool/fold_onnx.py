@@ -108,7 +108,7 @@ def fold_model(
 
     Raises: VerificationError when the outputs differ.
     """
-    proto, home = _as_proto(model)
+    proto, home = as_proto(model)
     folding = Folding(proto, home, shapes or {}, tuple(keep), merge)
     progress("fold", 0, 2)
     folded, plan = folding.in_memory()
@@ -122,7 +122,7 @@ def fold_model(
             reference = Reference(folding.model, before, folding.shapes, tolerance)
             verification = folding.insist(reference, after, folding.model.graph.name)
     progress("verify", 2, 2)
-    return Result(_like(model, folded, home), _report(folding, plan, verification))
+    return Result(like(model, folded, home), _report(folding, plan, verification))
 
 
 def shapes_of(example_inputs: Any) -> Shapes:
@@ -132,7 +132,7 @@ def shapes_of(example_inputs: Any) -> Shapes:
     return {name: tuple(value.shape) for name, value in example_inputs.items()}
 
 
-def _as_proto(model: Any) -> tuple[ModelProto, Path | None]:
+def as_proto(model: Any) -> tuple[ModelProto, Path | None]:
     """The model as a message, and a path beside its external data."""
     if isinstance(model, ModelProto):
         return model, None
@@ -146,7 +146,8 @@ def _as_proto(model: Any) -> tuple[ModelProto, Path | None]:
     return onnx_ir.to_proto(model), homes[0] / "model.onnx" if homes else None
 
 
-def _like(model: Any, proto: ModelProto, home: Path | None) -> Any:
+def like(model: Any, proto: ModelProto, home: Path | None) -> Any:
+    """`proto` as a model of the class that `model` is of."""
     if isinstance(model, ModelProto):
         return proto
     import onnx_ir

@@ -5,17 +5,18 @@ For tools that train or quantise ONNX models and want norms behind the convoluti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, load_model
 
 from bntool.errors import UsageError
-from bntool.fold_onnx import input_shapes, room
+from bntool.fold_onnx import as_proto, input_shapes, like, room
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin, read
 from bntool.graphs.onnx_shapes import caller_inputs
@@ -27,8 +28,8 @@ from bntool.onnx_inserting.sites import OnnxSite, find
 from bntool.onnx_inserting.statistics import observe
 from bntool.placing.entry import InsertEntry
 from bntool.progress import Progress, silent
-from bntool.result import SCHEMA_VERSION
-from bntool.sources.inputs import InputSpec
+from bntool.result import SCHEMA_VERSION, Result
+from bntool.sources.inputs import InputSpec, as_call
 from bntool.sources.onnx_wire import read_skeleton
 from bntool.sources.onnx_write import has_external_data, write
 from bntool.sources.running import feeds as feeds_from
@@ -110,6 +111,44 @@ def insert_file(
         verification,
         _notes(entries),
     )
+
+
+#: what insert does to an ONNX model, whose options are then these
+USUAL = {
+    "norm": "batch",
+    "where": "before-activation",
+    "init": "preserve",
+    "form": "module",
+    "gated": False,
+    "groups": None,
+}
+
+
+def refuse_others(given: Mapping[str, Any]) -> None:
+    """Options by name, as the caller writes them. Raises: UsageError for what only modules can take."""
+    for option, value in given.items():
+        if value != USUAL[option.removeprefix("--")]:
+            what = "an ONNX model takes batch norms behind its layers, outputs unchanged, and nothing else"
+            raise UsageError(what, where=option, next="Leave it out, or insert into the module in Python.")
+
+
+def insert_model(
+    model: Any, example_inputs: Any = None, *, dry_run: bool = False, **options: Any
+) -> Result[Any, OnnxInsertReport]:
+    """A copy of an `onnx.ModelProto` or `onnx_ir.Model`, of the same class, with norms.
+
+    Example inputs give sizes where the graph leaves them open. Options and errors are those of `insert_file`.
+    """
+    proto, home = as_proto(model)
+    args, kwargs = ((), {}) if example_inputs is None else as_call(example_inputs)
+    named = [*(("", value) for value in args), *kwargs.items()]
+    specs = [InputSpec(name, tuple(value.shape)) for name, value in named]
+    with TemporaryDirectory(prefix="bntool-") as folder:
+        before, after = Path(folder) / "plain.onnx", Path(folder) / "normed.onnx"
+        write(proto, Store(home), before)
+        report = insert_file(before, None if dry_run else after, inputs=specs, **options)
+        made = load_model(before if dry_run else after)
+    return Result(like(model, made, None), report)
 
 
 def _refuse_old(model: ModelProto, where: str) -> None:

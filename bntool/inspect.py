@@ -10,6 +10,7 @@ from bntool.health import Health, health
 from bntool.result import SCHEMA_VERSION, FoldReport
 from bntool.sources.kinds import kind_of
 from bntool.sources.onnx_file import model_bytes
+from bntool.sources.opening import given
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,13 @@ class Inspection:
 def inspect(model: Any, example_inputs: Any = None, *, batch_size: int | None = None) -> Inspection:
     """What `model` is, what `fold` would do to each of its norms, and what is wrong with them.
 
+    `model` is a module, a torch.export program, an ONNX model, or a reference to one.
     batch_size: the batch the model is trained with, for the norms' n_eff; by default the example inputs'.
     The model stays as it is.
 
     Raises: UsageError for what is no model.
     """
+    model, example_inputs = given(model, example_inputs)
     kind = kind_of(model)
     name = type(model).__name__ if kind == "module" else ""
     folding = fold(model, example_inputs, verify=False).report

@@ -25,6 +25,7 @@ from bntool.placing.sites import Seen, watch
 from bntool.pooling.batches import example_call
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result
+from bntool.sources.opening import given_module
 
 CARRIED = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 KEEPS_FUNCTION = ("batch", "sync", "renorm", "ghost", "frozen")
@@ -62,7 +63,7 @@ class ReplaceReport:
 
 
 def replace(
-    model: nn.Module,
+    model: Any,
     to: str = "group",
     *,
     example_inputs: Any = None,
@@ -75,6 +76,7 @@ def replace(
 ) -> Result[nn.Module, ReplaceReport]:
     """A copy of `model` whose batch norms (frozen ones too) are norms of the kind `to`, or gone with "none".
 
+    `model` is a module, or a reference to one, which may name example inputs itself.
     weight, bias, running statistics, eps, momentum, dtype, device, mode and requires_grad are carried over
     as far as the new kind has them, and so are the dropout and activation of classes such as timm's
     `BatchNormAct2d`. Batch, sync, renorm, ghost and frozen norms compute the same in eval mode; for the
@@ -83,6 +85,7 @@ def replace(
 
     Raises: UsageError (unknown kind, a lazy norm, a norm that would erase its data).
     """
+    model, example_inputs = given_module(model, example_inputs, "replace")
     if to not in (*KINDS, "none"):
         known = ", ".join((*KINDS, "none"))
         raise UsageError(f"unknown norm {to!r}", where="replace", next=f"Use one of {known}.")

@@ -32,6 +32,7 @@ FLOORS = (
             "padding",
             "program_merge",
             "insert",
+            "insert_module",
             "insert_onnx",
             "calibrate",
             "replace",

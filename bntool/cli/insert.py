@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bntool.cli import common, delivery, screen
-from bntool.errors import UsageError
 
 if TYPE_CHECKING:
     from bntool.insert_onnx import OnnxInsertReport
@@ -75,8 +73,10 @@ def insert(
     An ONNX file gets batch norms behind its layers, and stays an ONNX file.
     """
     if model.endswith(".onnx") and weights is None:
-        only = {"--norm": norm != "batch", "--where": where != "before-activation", "--gated": gated}
-        _refuse_on_onnx({**only, "--init": init != "preserve", "--form": form != "module"})
+        from bntool.insert_onnx import refuse_others
+
+        asked = {"--norm": norm, "--where": where, "--init": init, "--form": form}
+        refuse_others({**asked, "--gated": gated, "--groups": groups})
         report = _insert_onnx(
             model,
             output,
@@ -121,13 +121,6 @@ def insert(
             progress=progress,
         )
     way.deliver(result, show)
-
-
-def _refuse_on_onnx(given: Mapping[str, bool]) -> None:
-    for option, is_given in given.items():
-        if is_given:
-            what = "an ONNX file takes batch norms behind its layers, outputs unchanged, and nothing else"
-            raise UsageError(what, where=option, next="Leave it out, or name the factory in Python.")
 
 
 def _insert_onnx(

@@ -153,12 +153,12 @@ def start(guide: Guide) -> nn.Module:
 
 
 def put_norms_in(guide: Guide, plain: nn.Module) -> nn.Module:
-    result = insert(plain, guide.data.images[:8], data=guide.data.batches())
-    found = verify(plain, result.model, guide.data.test_images)
-    moved = f"outputs moved by {found.smallest_tolerance:.0e}, {guide.score('with norms', result.model)}"
+    normed: nn.Module = insert(plain, guide.data.images[:8], data=guide.data.batches()).model
+    found = verify(plain, normed, guide.data.test_images)
+    moved = f"outputs moved by {found.smallest_tolerance:.0e}, {guide.score('with norms', normed)}"
     command = "bntool insert {d}/digits_net.py:plain --weights {d}/plain.safetensors --data {d}/digits.npz"
-    guide.note(f"insert {count_norms(result.model)} norms", moved, command + " -o {d}/normed")
-    return result.model
+    guide.note(f"insert {count_norms(normed)} norms", moved, command + " -o {d}/normed")
+    return normed
 
 
 def train_on(guide: Guide, normed: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from bntool.algebra.affine import Array
+from bntool.errors import UsageError
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import origin
 from bntool.graphs.onnx_tensors import numpy_dtype
@@ -18,11 +19,19 @@ from bntool.placing.entry import InsertEntry
 
 @dataclass(frozen=True)
 class Setting:
-    """`momentum` is torch's: running = (1 - momentum) * running + momentum * batch."""
+    """`momentum` is torch's: running = (1 - momentum) * running + momentum * batch.
+
+    Raises: UsageError for None, torch's average over all batches, which the format has not.
+    """
 
     eps: float = 1e-5
-    momentum: float = 0.1
+    momentum: float | None = 0.1
     keep_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.momentum is None:
+            advice = "Give a number, such as 0.1."
+            raise UsageError("ONNX has no average over all batches", where="momentum", next=advice)
 
 
 def put_in(edit: Edit, site: OnnxSite, seen: Pooled, n_eff: int, setting: Setting) -> InsertEntry:
@@ -46,6 +55,7 @@ def put_in(edit: Edit, site: OnnxSite, seen: Pooled, n_eff: int, setting: Settin
     names = [_tensor(edit, f"{name}.{leaf}", value.astype(dtype)) for leaf, value in values.items()]
 
     def norm(x: str, y: str) -> NodeProto:
+        assert setting.momentum is not None
         momentum = 1.0 - setting.momentum
         kind, label = "BatchNormalization", edit.fresh(name)
         return helper.make_node(kind, [x, *names], [y], name=label, epsilon=eps, momentum=momentum)

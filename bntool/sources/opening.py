@@ -10,6 +10,7 @@ from typing import Any
 from bntool.errors import LoadError, UsageError
 from bntool.sources import inputs as inputs_of
 from bntool.sources.base import Loaded, Source
+from bntool.sources.kinds import kind_of
 from bntool.sources.refs import FORMS, FileRef, PythonRef, parse
 
 #: the modules that hold a SOURCE, first match first; imported when asked, as .onnx must not import torch
@@ -22,6 +23,29 @@ def load(ref: str, *, trust: bool = False, weights: str | Path | None = None) ->
     Raises: UsageError when the reference makes no sense, LoadError when it cannot be loaded.
     """
     return open_model(ref, trust=trust, weights=weights).model
+
+
+def given(model: Any, example_inputs: Any = None) -> tuple[Any, Any]:
+    """A model as a verb is given it, maybe by reference; for a module without example inputs its file's own.
+
+    Raises: as `load`.
+    """
+    if not isinstance(model, str | Path):
+        return model, example_inputs
+    loaded = open_model(str(model))
+    if example_inputs is None and loaded.is_module and loaded.has_inputs:
+        example_inputs = loaded.example_inputs()
+    return loaded.model, example_inputs
+
+
+def given_module(model: Any, example_inputs: Any, verb: str) -> tuple[Any, Any]:
+    """`given` for a verb that changes PyTorch modules. Raises: UsageError for another kind of model."""
+    model, example_inputs = given(model, example_inputs)
+    words = {"onnx": "an ONNX model", "program": "an exported program"}
+    if (word := words.get(kind_of(model))) is not None:
+        advice = "Give the module that it was exported from."
+        raise UsageError(f"it works on PyTorch modules, and this is {word}", where=verb, next=advice)
+    return model, example_inputs
 
 
 def open_model(

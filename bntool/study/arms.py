@@ -71,7 +71,8 @@ def inserted(model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...]) ->
     from bntool.insert import insert
 
     done = insert(model, example_inputs, norm=norm, init="fresh", virtual_batch_size=GHOST_SIZE)
-    return done.model
+    made: nn.Module = done.model
+    return made
 
 
 class InputDropout:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
+import bntool
 from bntool.errors import RunError, UsageError
 from bntool.fold_onnx import fold_file
 from bntool.insert_onnx import OnnxInsertReport, insert_file
@@ -183,3 +185,62 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert "2 norms, statistics from the given data" in done.stdout
     assert "verified" in done.stdout
     assert count(onnx.load(tmp_path / "normed.onnx")) == 2
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnx_ir", "file"])
+def test_in_python_insert_takes_an_onnx_model_as_fold_does(kind: str, tmp_path: Path) -> None:
+    plain = network()
+    onnx.save(plain, tmp_path / "plain.onnx")
+    given = {"onnx": plain, "onnx_ir": onnx_ir.from_proto(plain), "file": str(tmp_path / "plain.onnx")}[kind]
+    before = plain.SerializeToString()
+    result = bntool.insert(given, data=[feeds(plain, 5)["x"]], batch_size=2)
+    assert plain.SerializeToString() == before
+    assert type(result.model) is (ModelProto if kind == "onnx" else onnx_ir.Model)
+    made = result.model if kind == "onnx" else onnx_ir.to_proto(result.model)
+    onnx.checker.check_model(made, full_check=True)
+    assert [(e.layer, e.n_eff) for e in result.report.inserted] == [("a", 72), ("b", 72)]
+    expected, got = (run(p, feeds(plain, 3, seed=9)) for p in (plain, made))
+    assert np.abs(got - expected).max() <= 32 * EPS32 * np.abs(expected).max()
+    folded = bntool.fold(result.model)
+    assert len(folded.report.folded) == 2
+    assert len(bntool.unfold(folded.model).report.inserted) == 2
+    planned = bntool.insert(given, dry_run=True, layers="conv", exclude=["b"])
+    assert [e.layer for e in planned.report.inserted] == ["a"]
+    same = planned.model if kind == "onnx" else onnx_ir.to_proto(planned.model)
+    assert count(same) == 0
+
+
+def test_example_inputs_give_the_sizes_that_the_graph_leaves_open() -> None:
+    nodes = [
+        conv("x", "a", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"]),
+        conv("r", "y", pads=[1] * 4),
+    ]
+    plain = model(nodes, {"x": ["n", 4, "h", "w"]}, ["y"], weights("a", "y"), dtype="float32", opset=17)
+    x = np.zeros((2, 4, 7, 5), np.float32)
+    for example in (x, (x,), {"x": x}):
+        assert bntool.insert(plain, example, batch_size=1).report.inserted[0].n_eff == 35
+
+
+def test_what_only_modules_take_is_refused_by_name() -> None:
+    for option in ({"norm": "group"}, {"where": "before-layer"}, {"init": "fresh"}, {"form": "graph"}):
+        with pytest.raises(UsageError, match="and nothing else") as caught:
+            bntool.insert(network(), **option)
+        assert caught.value.where in option
+    with pytest.raises(UsageError, match="momentum"):
+        bntool.insert(network(), momentum=None)
+
+
+def test_verbs_for_modules_say_what_they_were_given() -> None:
+    for verb in (lambda m: bntool.calibrate(m, [0]), lambda m: bntool.replace(m, "group")):
+        with pytest.raises(UsageError, match="works on PyTorch modules, and this is an ONNX model"):
+            verb(network())
+
+
+def test_in_python_it_needs_no_torch(tmp_path: Path) -> None:
+    onnx.save(network(), tmp_path / "plain.onnx")
+    code = (
+        "import sys, onnx, bntool; bntool.insert(onnx.load('plain.onnx')); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

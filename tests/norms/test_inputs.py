@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import bntool
 from bntool.errors import LoadError, RunError, UsageError
 from bntool.health import health
 from tests.norms.nets import randomized
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def images(n: int = 6) -> Tensor:
@@ -151,3 +154,15 @@ def test_lazy_norms_get_their_sizes_from_the_data() -> None:
     for form in ("module", "graph"):
         with pytest.raises(RunError, match=r"^the inputs, 4x5:float32: the model raised"):
             bntool.fold(lazy(), torch.randn(4, 5), form=form)
+
+
+def test_verbs_take_a_reference_and_the_inputs_its_file_names() -> None:
+    vgg, resnet = (f"{ROOT}/sample_models/{name}.py:{name}" for name in ("vgg", "resnet"))
+    assert bntool.insert(vgg).report.inserted
+    assert bntool.replace(resnet, "group").report.eval is not None
+    assert bntool.inspect(resnet).health.sizes
+    folded = bntool.fold(resnet)
+    assert len(bntool.unfold(folded.model, torch.randn(2, 1, 8, 8)).report.inserted) == folded.report.found
+    assert bntool.calibrate(resnet, [torch.randn(4, 1, 8, 8)]).report.calibrated
+    with pytest.raises(UsageError, match="no example inputs are known"):
+        bntool.insert(nn.Conv2d(3, 4, 1))
