@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bntool.blame import Refold, checked
 from bntool.errors import UsageError
 from bntool.progress import Progress, silent
-from bntool.report.folds import report_of
+from bntool.report.folds import ADVICE, report_of
 from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
 from bntool.sources.kinds import kind_of
@@ -114,7 +114,8 @@ def _fold_graph(
     verification = check(model, form.model, example_inputs, names, lambda more: folded(more)[0].model)
     progress("fold", 2, 2)
     notes = [*job.graph.notes, *form.notes]
-    report = report_of(job.plan, job.graph, notes=notes, verification=verification)
+    advice = {} if options["pad_values"] else ADVICE
+    report = report_of(job.plan, job.graph, notes=notes, verification=verification, advice=advice)
     return Result(form.model, with_merged(report, form.merged))
 
 

@@ -16,7 +16,7 @@ from bntool.plan import Plan, make_plan
 from bntool.program_edit import ProgramEdit
 from bntool.program_merge import merge_branches
 from bntool.progress import Progress, silent
-from bntool.report.folds import report_of
+from bntool.report.folds import EXPORTED, report_of
 from bntool.report.merges import Merged, with_merged
 from bntool.result import FoldReport, Result
 from bntool.rewriting import OutOfRange
@@ -58,7 +58,8 @@ def fold_program(
             where="the program",
         )
     progress("verify", 2, 2)
-    report = report_of(made.plan, made.graph, notes=made.graph.notes, verification=verification)
+    notes = made.graph.notes
+    report = report_of(made.plan, made.graph, notes=notes, verification=verification, advice=EXPORTED)
     return Result(made.program, with_merged(report, made.merged))
 
 

@@ -17,7 +17,7 @@ from bntool.onnx_folding.folding import Folding, Shapes
 from bntool.onnx_folding.reference import Reference
 from bntool.plan import Plan
 from bntool.progress import Progress, silent
-from bntool.report.folds import report_of
+from bntool.report.folds import EXPORTED, report_of
 from bntool.report.merges import with_merged
 from bntool.result import FoldReport, Result
 from bntool.sources.inputs import InputSpec
@@ -65,7 +65,12 @@ def fold_file(
 
 def _report(folding: Folding, plan: Plan, verification: Verification | None) -> FoldReport:
     report = report_of(
-        plan, folding.graph, notes=folding.notes, verification=verification, grown=folding.grown
+        plan,
+        folding.graph,
+        notes=folding.notes,
+        verification=verification,
+        grown=folding.grown,
+        advice=EXPORTED,
     )
     return with_merged(report, folding.merged)
 

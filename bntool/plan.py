@@ -184,7 +184,7 @@ class _Planner:
             total = change.post @ total if change.post is not None else total
         rank = call.attrs.get("rank") or len(self.graph.shape(call) or ())
         if not rank:
-            return Blocked("the number of dimensions that reach it is not known: give example inputs")
+            return self.graph.unsized(call)
         return ChannelAffine.along(total, 1, rank)
 
     def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:

@@ -13,6 +13,7 @@ from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.linear import LINEAR, in_channels, out_channels
 from bntool.algebra.moves import unbroadcast
 
+PADDED = Blocked("its zero padding would need the shift too")
 Attrs = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 NORMS = ("batch_norm", "instance_norm")
@@ -70,7 +71,7 @@ def before(kind: str, attrs: Attrs, shapes: Shapes, m: ChannelAffine) -> Channel
     if isinstance(form, Blocked) or not form.shifts:
         return form
     if attrs.get("padded"):
-        return Blocked("its zero padding would need the shift too")
+        return PADDED
     if "bias" not in shapes and attrs.get("no_bias"):
         return Blocked(str(attrs["no_bias"]))
     return form

@@ -10,7 +10,7 @@ from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.contraction import ATTENTION, MATMUL
 from bntool.algebra.elementwise import DIFFERENCE, NUMBERS, PRODUCT, QUOTIENT, SUM
 from bntool.algebra.moves import gather, scatter
-from bntool.algebra.rules import NEED_SIZES, Down, Passing, Site, Up, Ways, varies
+from bntool.algebra.rules import Down, Passing, Site, Up, Ways, varies
 
 
 def _passes(check: Callable[[Site, ChannelAffine], Blocked | None]) -> Passing:
@@ -118,22 +118,26 @@ def _concat_down(site: Site, port: int, m: ChannelAffine) -> Ways:
 
 
 def _lengths(site: Site) -> list[int] | Blocked:
-    sizes = [site.sizes(port) for port in range(site.arity)]
-    known = [s[site.attrs["dim"]] for s in sizes if s is not None]
-    return known if len(known) == len(sizes) else NEED_SIZES
+    lengths: list[int] = []
+    for port in range(site.arity):
+        sizes = site.sizes(port)
+        if sizes is None:
+            return site.unsized(port)
+        lengths.append(sizes[site.attrs["dim"]])
+    return lengths
 
 
 def _layout_down(site: Site, port: int, m: ChannelAffine) -> Ways:
     sizes, index = site.sizes(0), site.index()
     if isinstance(index, Blocked) or sizes is None:
-        return index if isinstance(index, Blocked) else NEED_SIZES
+        return index if isinstance(index, Blocked) else site.unsized(0)
     return [[Down(gather(m, sizes, index))]]
 
 
 def _layout_up(site: Site, m: ChannelAffine) -> Ways:
     sizes, index = site.sizes(0), site.index()
     if isinstance(index, Blocked) or sizes is None:
-        return index if isinstance(index, Blocked) else NEED_SIZES
+        return index if isinstance(index, Blocked) else site.unsized(0)
     moved = scatter(m, sizes, index, fill=site.read_by_others(0))
     return moved if isinstance(moved, Blocked) else [[Up(0, moved)]]
 

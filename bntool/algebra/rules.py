@@ -14,6 +14,7 @@ from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.moves import CONFLICT, Index, unbroadcast
 
 NEED_SIZES = Blocked("its sizes are not known: give example inputs")
+DATA_SIZES = Blocked("its sizes are not known: they depend on more than the inputs' sizes")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Site(Protocol):
     def out_sizes(self) -> tuple[int, ...] | None: ...
     def index(self) -> Index | Blocked: ...
     def read_by_others(self, port: int) -> bool: ...
+    def unsized(self, port: int) -> Blocked:
+        """Why the sizes of an input are not known."""
 
 
 @dataclass(frozen=True)

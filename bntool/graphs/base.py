@@ -120,6 +120,9 @@ class Graph(Protocol):
     def shape(self, node: Node) -> Shape:
         """The sizes of the node's value, or None when they are not known."""
 
+    def unsized(self, node: Node) -> Blocked:
+        """Why they are not."""
+
     def dtype(self, node: Node) -> str | None:
         """The element type's NumPy-style name ("float32", "bfloat16"), or None when it is not known."""
 

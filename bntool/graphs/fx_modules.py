@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from bntool.algebra.absorbing import NORMS
 from bntool.algebra.affine import Blocked
-from bntool.algebra.rules import NEED_SIZES
+from bntool.algebra.rules import DATA_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.fx_calls import (
     function_name,
@@ -43,6 +43,10 @@ class FxGraph:
             return tuple(value.shape)
         return () if isinstance(value, (int, float)) else None
 
+    def unsized(self, node: Node) -> Blocked:
+        known = isinstance(node.origin, fx.Node)
+        return self.sizes_of[id(node.origin.graph)].unsized if known else DATA_SIZES
+
     def dtype(self, node: Node) -> str | None:
         value = self._value(node)
         return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else None
@@ -60,7 +64,7 @@ class FxGraph:
     def _index(self, node: Node) -> Index | Blocked:
         sizes = self.shape(node.inputs[0])
         if sizes is None:
-            return NEED_SIZES
+            return self.unsized(node.inputs[0])
         try:
             return moved_index(node.origin, self.sizes_of[id(node.origin.graph)], self.root, sizes)
         except Exception as error:

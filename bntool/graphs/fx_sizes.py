@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
+from bntool.algebra.rules import DATA_SIZES, NEED_SIZES
+
 T = TypeVar("T")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -48,6 +50,8 @@ class Sizes:
         self.root = root
         self.noted = noted
         """Whether the graph's nodes carry what their values were when it was exported."""
+        self.unsized = NEED_SIZES if inputs is None else DATA_SIZES
+        """Why sizes that are not known are not."""
         self.values: dict[fx.Node, Any] = {}
         self.modules = modules if modules is not None else {}
         self.constants: dict[str, torch.Tensor] = {}

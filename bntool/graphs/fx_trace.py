@@ -114,9 +114,11 @@ class Tracer(fx.Tracer):
         is_leaf: Callable[[nn.Module, str], bool],
         decisions: list[bool],
         inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        sizes_decide: bool = True,
     ) -> None:
         super().__init__(param_shapes_constant=False)
         self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
+        self.sizes_decide = sizes_decide
         self.taken = 0
         self.measuring = False
         """Whether sizes are being worked out: modules then run as they are."""
@@ -221,11 +223,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         known = self.known(obj.node)
-        if (
-            known is not UNKNOWN
-            and not isinstance(known, torch.Tensor)
-            and self._whatever_the_batch(obj, known)
-        ):
+        if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
             return bool(known)
         if self.taken == len(self.decisions):
             self.decisions.append(True)
@@ -233,8 +231,15 @@ class Tracer(fx.Tracer):
         self.watch.mark(obj, "which way the forward goes depends on this value")
         return self.decisions[self.taken - 1]
 
+    def _decides(self, obj: fx.Proxy, known: Any) -> bool:
+        """Whether a decision is the same whatever the inputs, or at least for other sizes of the batch."""
+        assert self.sizes is not None
+        if self.sizes.is_constant(obj.node):
+            return True
+        return self.sizes_decide and self._whatever_the_batch(obj, known)
+
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
-        """Whether a decision is the same for batches of one, of one more, of many."""
+        """Whether it is the same for batches of one, of one more, of many."""
         self.measuring = True
         try:
             others = [sizes.value(obj.node) for sizes in self.other_sizes]
@@ -273,8 +278,13 @@ def ways_through(
     root: nn.Module,
     is_leaf: Callable[[nn.Module, str], bool],
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    *,
+    sizes_decide: bool = True,
 ) -> list[Way] | str:
-    """Every way through `root`, or the path of the module that cannot be traced."""
+    """Every way through `root`, or the path of the module that cannot be traced.
+
+    Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways.
+    """
     ways: list[Way] = []
     todo: list[list[bool]] = [[]]
     while todo:
@@ -282,7 +292,7 @@ def ways_through(
             return ""
         decisions = todo.pop()
         given = len(decisions)
-        tracer = Tracer(is_leaf, decisions, inputs)
+        tracer = Tracer(is_leaf, decisions, inputs, sizes_decide)
         try:
             with untouched(root) as rebound:
                 graph = tracer.run(root)

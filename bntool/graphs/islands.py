@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from bntool.algebra.affine import Blocked
 from bntool.graphs.base import Node
 from bntool.graphs.fx_calls import param_of
 from bntool.graphs.fx_kinds import is_leaf
@@ -13,6 +14,7 @@ from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_trace import has_hooks, ways_through
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.reach import islands_of
+from bntool.graphs.recording import Recording, record
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
@@ -31,15 +33,16 @@ def module_graph(
     """
     graph = FxGraph(root)
     inside = wrapped(root)
-    trace_part(graph, root.get_submodule(inside), inside, inputs, leaves, hooked_whole)
+    trace_part(graph, root.get_submodule(inside), inside, inputs, leaves, hooked_whole, whole=True)
     done: set[str] = set()
+    recording = record(root, inputs) if graph.dark else Recording()
     while graph.dark - done:
         name = min(graph.dark - done)
         done.add(name)
         own, alone = islands_of(root.get_submodule(name))
         for path in own:
             part = joined(name, path)
-            trace_part(graph, root.get_submodule(part), part, None, leaves)
+            trace_part(graph, root.get_submodule(part), part, recording.of(root.get_submodule(part)), leaves)
         for path in alone:
             leave_alone(graph, joined(name, path))
     graph.finish()
@@ -58,11 +61,17 @@ def trace_part(
     graph: FxGraph,
     part: nn.Module,
     prefix: str,
-    inputs: Inputs | None,
+    inputs: Inputs | Blocked | None,
     leaves: tuple[type[nn.Module], ...] = (),
     hooked_whole: bool = False,
+    whole: bool = False,
 ) -> None:
-    """Add every way through `part`; modules that cannot be traced become one opaque node each."""
+    """Add every way through `part`; modules that cannot be traced become one opaque node each.
+
+    Unless `part` is the `whole` model, the sizes of its `inputs` decide no fork: who knows with what else the
+    code around it calls it another time.
+    """
+    known = None if isinstance(inputs, Blocked) else inputs
 
     def leaf(module: nn.Module, path: str) -> bool:
         if hooked_whole and has_hooks(module):
@@ -73,11 +82,11 @@ def trace_part(
         call_alone(graph, part, prefix)
         return
     while True:
-        ways = ways_through(part, leaf, inputs)
+        ways = ways_through(part, leaf, known, sizes_decide=whole)
         if not isinstance(ways, str):
             break
         failed = joined(prefix, ways)
-        advice = "" if inputs is not None or prefix else "; example inputs may help"
+        advice = "; example inputs may help" if whole and inputs is None else ""
         graph.notes.append(
             f"{failed or 'the model'} cannot be traced: its inside is analysed in parts{advice}"
         )
@@ -86,6 +95,8 @@ def trace_part(
             return
     for way in ways:
         way.prefix = prefix
+        if isinstance(inputs, Blocked):
+            way.sizes.unsized = inputs
         graph.ways.append(way)
         Translator(graph, way, part, prefix).run()
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from bntool.algebra.affine import Blocked
-from bntool.algebra.rules import NEED_SIZES
+from bntool.algebra.rules import DATA_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs, spelled_out
 from bntool.graphs.onnx_kinds import KINDS
@@ -54,13 +54,16 @@ class OnnxGraph:
     def shape(self, node: Node) -> Shape:
         return origin(node).shape
 
+    def unsized(self, node: Node) -> Blocked:
+        return DATA_SIZES
+
     def dtype(self, node: Node) -> str | None:
         return origin(node).dtype
 
     def index(self, node: Node) -> Index | Blocked:
         shape, move = self.shape(node.inputs[0]), origin(node).move
         if shape is None or move is None:
-            return NEED_SIZES
+            return DATA_SIZES
         size = int(np.prod(shape, dtype=np.int64))
         if size > INDEX_LIMIT:
             return Blocked("it moves too many values to follow")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from bntool.algebra.absorbing import PADDED
 from bntool.algebra.affine import ChannelAffine
 from bntool.graphs.base import Graph
 from bntool.plan import Norm, Plan, Step
 from bntool.report.savings import Grown, Savings, new_biases
 from bntool.result import FoldEntry, FoldReport
 from bntool.search import place
+
+#: what a reader can do about some reasons
+ADVICE = {PADDED.reason: f"{PADDED.reason}; --pad-values may pad with other values"}
+EXPORTED = {PADDED.reason: f"{PADDED.reason}; --pad-values may help with the module, before its export"}
 
 
 class Seen(Graph, Protocol):
@@ -28,15 +33,17 @@ def report_of(
     verification: Any = None,
     macs: bool = True,
     grown: Grown | None = None,
+    advice: Mapping[str, str] = ADVICE,
 ) -> FoldReport:
     """What became of every norm and what it saves; `graph` adds those the plan never met.
 
-    `grown` is what layers hold more than before, where that is more than new biases. Counting MACs works out
-    the sizes of every value: a tenth of the time of a fold.
+    `advice` says of parts of reasons what to write instead. `grown` is what layers hold more than before,
+    where that is more than new biases. Counting MACs works out the sizes of every value: a tenth of the time
+    of a fold.
     """
     savings = Savings(plan, graph, new_biases(plan) if grown is None else grown)
     folded = [entry for step in plan.steps for entry in _folded(step, savings, macs)]
-    kept = [entry for norm, reason in plan.kept for entry in _kept(norm, reason)]
+    kept = [entry for norm, reason in plan.kept for entry in _kept(norm, _advised(reason, advice))]
     kept += [FoldEntry(name, reason=reason) for name, reason in graph.left_out()]
     return FoldReport(len(folded) + len(kept), folded, kept, verification, list(notes))
 
@@ -56,6 +63,12 @@ def _folded(step: Step, savings: Savings, macs: bool) -> list[FoldEntry]:
 def _kept(norm: Norm, reason: str) -> list[FoldEntry]:
     low, high = _range(norm)
     return [FoldEntry(name, reason=reason, scale_min=low, scale_max=high) for name in norm.names]
+
+
+def _advised(reason: str, advice: Mapping[str, str]) -> str:
+    for part, more in advice.items():
+        reason = reason.replace(part, more)
+    return reason
 
 
 def _range(norm: Norm) -> tuple[float | None, float | None]:

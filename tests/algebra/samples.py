@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bntool.algebra.affine import Array, Blocked
 from bntool.algebra.moves import Index
+from bntool.algebra.rules import NEED_SIZES
 
 Run = Callable[..., Tensor]
 IMAGE = (2, 4, 6, 6)
@@ -73,6 +74,9 @@ class SampleSite:
     def index(self) -> Index | Blocked:
         numbered = np.arange(1.0, np.prod(self.sample.shapes[0]) + 1).reshape(self.sample.shapes[0])
         return self.sample(numbered).astype(np.int64) - 1
+
+    def unsized(self, port: int) -> Blocked:
+        return NEED_SIZES
 
     def read_by_others(self, port: int) -> bool:
         return self.others

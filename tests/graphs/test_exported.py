@@ -268,3 +268,9 @@ class BehindALayerNorm(nn.Module):
 @pytest.mark.parametrize(("model", "folds"), [(Around, 2), (BehindALayerNorm, 3)])
 def test_norms_behind_what_decompositions_rewrite(model: Any, folds: int, decompose: bool) -> None:
     assert len(checked(exported(model(), X, decompose=decompose), X).report.folded) == folds
+
+
+def test_zero_padding_that_is_in_the_way_is_a_matter_of_the_module() -> None:
+    model = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1))
+    report = fold(exported(model, X)).report
+    assert "--pad-values may help with the module, before its export" in report.kept[0].reason

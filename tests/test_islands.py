@@ -1,0 +1,116 @@
+"""Sizes within parts of models that cannot be traced whole: from one run on the example inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bntool.fold import fold, fold_
+from tests.folding import error, folded, names, prepared, reason
+
+X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Part(nn.Module):
+    """What folds here depends on sizes: a norm of rank 2, behind a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.conv = nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.pool(x)).flatten(1)).tanh()
+
+
+class Routed(nn.Module):
+    """Control flow on data's values, given as a number: nothing that fx can follow."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = parts[0], parts[-1]
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.calls.add_(1)
+        if float(x.abs().max()) < 100:
+            return {"first": self.first(x), "again": self.first(x[:1])}
+        return {"second": self.second(x)}
+
+
+def routed(*parts: nn.Module) -> nn.Module:
+    return prepared(Routed(*parts), X)
+
+
+def test_an_island_is_analysed_with_the_sizes_it_is_called_with() -> None:
+    _, report = folded(routed(Part()), X, prepare=False)
+    assert names(report.folded) == ["first.norm"]
+
+
+def test_without_inputs_it_asks_for_them() -> None:
+    report = fold(routed(Part())).report
+    assert "give example inputs" in reason(report)
+
+
+def test_an_island_that_the_inputs_do_not_reach_says_so() -> None:
+    report = fold(routed(Part(), Part()), X).report
+    assert names(report.folded) == ["first.norm"]
+    assert "no call of it is reached with the example inputs" in reason(report, "second.norm")
+
+
+class Levels(Routed):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        step = 2 if float(x.abs().max()) < 100 else 3
+        return {"whole": self.first(x), "part": self.first(x[..., ::step])}
+
+
+def test_an_island_that_is_called_with_several_sizes_says_so() -> None:
+    report = fold(prepared(Levels(Part()), X), X).report
+    assert "inputs of several sizes" in reason(report)
+
+
+class Raises(Routed):
+    def forward(self, x: Tensor) -> Any:
+        raise ValueError(f"{float(x.sum())}")
+
+
+def test_a_model_that_raises_says_so() -> None:
+    model = Raises(Part())
+    assert "the model raises ValueError" in reason(fold(model.eval(), X, verify=False).report)
+
+
+class Forked(nn.Module):
+    """Sizes that another caller may give take another way, on which the conv feeds the norm no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[-1] > 4:
+            return self.norm(y).tanh()
+        return self.norm(y.tanh())
+
+
+def test_sizes_of_one_run_decide_no_fork_within_an_island() -> None:
+    model = routed(Forked())
+    result, report = folded(model, X, prepare=False)
+    assert names(report.kept) == ["first.norm"]
+    assert error(model.first, result.first, X[..., :4]) < 1e-12
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_run_leaves_no_trace(in_place: bool) -> None:
+    model, x = routed(Part()).train(), X.clone()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = fold_(model, x) if in_place else fold(model, x, verify=False)
+    assert model.training
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_pre_hooks_with_kwargs for m in model.modules())
+    assert "in train mode" in reason(result.report)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(x, X)
