@@ -107,9 +107,10 @@ def _has_effects(node: Node) -> bool:
 def norm_modules(root: nn.Module) -> list[str]:
     """Paths of the modules that normalise with running statistics."""
     bases = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-    modules = [(n, m) for n, m in root.named_modules() if isinstance(m, bases)]
-    frozen = [n for n, m in root.named_modules() if is_frozen_norm(m)]
-    return [n for n, m in modules if m.track_running_stats or not isinstance(m, bases[1])] + frozen
+    modules = list(root.named_modules())
+    own = [(n, m) for n, m in modules if isinstance(m, bases)]
+    frozen = [n for n, m in modules if is_frozen_norm(m)]
+    return [n for n, m in own if m.track_running_stats or not isinstance(m, bases[1])] + frozen
 
 
 def _why_left_out(name: str, hidden: list[str]) -> str:

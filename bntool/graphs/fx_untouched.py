@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
 CONTAINERS = (dict, list, set, OrderedDict)
-EMPTY: tuple[Any, ...] = ()
 
 
 @contextlib.contextmanager
@@ -19,33 +17,43 @@ def untouched(root: nn.Module) -> Iterator[set[str]]:
 
     Gives the names of parameters and buffers in whose places the forward has put others.
     """
-    before = [(p, m, {k: _held(v) for k, v in m.__dict__.items()}) for p, m in root.named_modules()]
+    before = [(path, Held(module)) for path, module in root.named_modules()]
     rebound: set[str] = set()
     try:
         yield rebound
     finally:
-        for path, module, held in before:
-            tensors = {**held["_parameters"][0], **held["_buffers"][0]}
-            was = {**(held["_parameters"][1] or {}), **(held["_buffers"][1] or {})}
-            rebound |= {f"{path}.{n}".lstrip(".") for n, t in was.items() if tensors.get(n) is not t}
-            _restore(module.__dict__, held)
+        for path, held in before:
+            rebound |= {f"{path}.{name}".lstrip(".") for name in held.rebound()}
+            held.restore()
 
 
-def _held(value: Any) -> tuple[Any, Any]:
-    kind = type(value)
-    if kind not in CONTAINERS:
-        return value, None
-    return value, kind(value) if value else EMPTY
+class Held:
+    """What one module holds: its attributes, and what is in those that are containers."""
 
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = module.__dict__.copy()
+        containers = [value for value in self.attributes.values() if type(value) in CONTAINERS]
+        self.full = [(value, value.copy()) for value in containers if value]
+        self.empty = [value for value in containers if not value]
 
-def _restore(now: dict[str, Any], held: dict[str, tuple[Any, Any]]) -> None:
-    if len(now) != len(held):
-        for name in now.keys() - held.keys():
-            del now[name]
-    for name, (value, content) in held.items():
-        if now.get(name) is not value:
-            now[name] = value
-        if content is None or (content is EMPTY and not value):
-            continue
-        value.clear()
-        (value.extend if type(value) is list else value.update)(content)
+    def rebound(self) -> Iterator[str]:
+        """Names of parameters and buffers that are others by now."""
+        now = {**self.attributes["_parameters"], **self.attributes["_buffers"]}
+        for value, was in self.full:
+            if value is self.attributes["_parameters"] or value is self.attributes["_buffers"]:
+                yield from (name for name, tensor in was.items() if now.get(name) is not tensor)
+
+    def restore(self) -> None:
+        now = self.module.__dict__
+        if now.keys() != self.attributes.keys() or [*map(id, now.values())] != [
+            *map(id, self.attributes.values())
+        ]:
+            now.clear()
+            now.update(self.attributes)
+        for value, was in self.full:
+            value.clear()
+            (value.extend if type(value) is list else value.update)(was)
+        if any(self.empty):
+            for value in self.empty:
+                value.clear()
