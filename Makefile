@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+PEERS := .venv/.peers
+BEYOND := .venv/.beyond
 ARGS ?=
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -19,6 +21,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-deps torchvision timm
 	@touch $@
 
+# the tools that folding is measured against, where torch does not bring them
+$(PEERS): $(STAMP)
+	@$(PIP) onnxslim
+	@touch $@
+
+# what takes a study beyond one machine
+$(BEYOND): $(STAMP)
+	@$(PIP) ray
+	@touch $@
+
 demo: $(STAMP)
 	@$(BIN)/bntool demo $(ARGS)
 
@@ -31,13 +43,13 @@ zoo: $(STAMP)
 insert-zoo: $(STAMP)
 	@$(BIN)/python -m tests.zoo.inserting $(ARGS)
 
-cost: $(STAMP)
+cost: $(STAMP) $(PEERS)
 	@$(BIN)/python -m tests.zoo.cost $(ARGS)
 
 merging: $(STAMP)
 	@$(BIN)/python -m tests.zoo.merging $(ARGS)
 
-peers: $(STAMP)
+peers: $(STAMP) $(PEERS)
 	@$(BIN)/python -m tests.zoo.peers $(ARGS)
 
 fuzz: $(STAMP)
@@ -46,12 +58,12 @@ fuzz: $(STAMP)
 fuzz-exports: $(STAMP)
 	@$(BIN)/python -m tests.fuzz --exports $(or $(N),300) $(or $(SEED),0)
 
-bench: $(STAMP)
+bench: $(STAMP) $(PEERS)
 	@$(BIN)/bntool bench $(or $(ARGS),sample_models/resnet.py:resnet sample_models/resnet.py:resnet@onnx)
 	@$(if $(ARGS),,$(BIN)/python -m tests.zoo.cost)
 
-# what is known of batch norm has to come out of a study, identical arms must not; ten minutes on two cores
-study-known: $(STAMP)
+# what is known of batch norm has to come out of a study, identical arms must not; a quarter of an hour
+study-known: $(STAMP) $(BEYOND)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/study -m slow -rP --timeout 1800 $(ARGS)
 
 # about a quarter of an hour; what it has measured stays in bench-selfcheck.jsonl, and a second run goes on from there

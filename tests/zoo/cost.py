@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 ROUNDS = 5
-LATENCY_ROUNDS = 40
+LATENCY_ROUNDS = 100
+WARM_UP_ROUNDS = 5
 LARGE_WIDTH = 8192
 LARGE_LAYERS = 9
 MIB = 2**20
@@ -65,16 +66,21 @@ def model_of(name: str) -> Any:
     return model
 
 
-def interleaved(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run, taken in turns, so that whatever else the machine does meets all alike."""
+def compared(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of "ours" and "theirs", and the median "ratio" of their pairs.
+
+    They are run in turns, whoever is first, so that whatever else the machine does meets both alike.
+    """
     times: dict[str, list[float]] = {key: [] for key in works}
-    for _ in range(rounds):
-        for key, work in works.items():
+    for turn in range(rounds):
+        for key in list(works)[:: 1 if turn % 2 else -1]:
             gc.collect()
             start = time.perf_counter()
-            work()
+            works[key]()
             times[key].append(time.perf_counter() - start)
-    return times
+    pairs = zip(times["ours"], times["theirs"], strict=True)
+    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+    return {key: statistics.median(values) for key, values in times.items()} | {"ratio": ratio}
 
 
 def measure_time(name: str) -> dict[str, float]:
@@ -85,7 +91,7 @@ def measure_time(name: str) -> dict[str, float]:
     model = model_of(name)
     rounds = 3 if name == "regnet_y_128gf" else ROUNDS
     works = {"ours": lambda: fold(model, verify=False), "theirs": lambda: fuse(model)}
-    return {key: statistics.median(values) for key, values in interleaved(works, rounds).items()}
+    return compared(works, rounds)
 
 
 def resident(field: str) -> int:
@@ -133,8 +139,8 @@ def measure_latency(name: str) -> dict[str, float]:
     bare = without_norms(model, {entry.name for entry in result.report.folded})
     works = {"ours": lambda: result.model(x), "theirs": lambda: bare(x)}
     with torch.inference_mode():
-        times = interleaved(works, LATENCY_ROUNDS)
-    return {key: statistics.median(values) for key, values in times.items()}
+        compared(works, WARM_UP_ROUNDS)
+        return compared(works, LATENCY_ROUNDS)
 
 
 def in_a_process(part: str, name: str) -> dict[str, float]:
@@ -149,7 +155,7 @@ def in_a_process(part: str, name: str) -> dict[str, float]:
 
 def seconds(part: str, name: str, what: str, limit: float) -> Ratio:
     m = in_a_process(part, name)
-    return Ratio(what, f"{m['ours']:.3f} s", f"{m['theirs']:.3f} s", m["ours"] / m["theirs"], limit)
+    return Ratio(what, f"{m['ours']:.3f} s", f"{m['theirs']:.3f} s", m["ratio"], limit)
 
 
 def part_time() -> Iterator[Ratio]:
@@ -178,9 +184,13 @@ class Process:
     peak: int
 
 
-def whole_process(command: list[str]) -> Process:
-    """The best of some runs of a command, from start to exit."""
-    runs = [_once(command) for _ in range(3)]
+def whole_processes(commands: list[list[str]]) -> list[Process]:
+    """The best of some runs of each command, from start to exit, taken in turns."""
+    rounds = [[_once(command) for command in commands] for _ in range(3)]
+    return [_best(runs) for runs in zip(*rounds, strict=True)]
+
+
+def _best(runs: Sequence[Process]) -> Process:
     return Process(*(min(getattr(r, name) for r in runs) for name in ("seconds", "cpu_s", "peak")))
 
 
@@ -216,11 +226,10 @@ def part_onnx() -> Iterator[Ratio]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "resnet50.onnx", Path(folder) / "out.onnx"
         resnet50_file(source)
-        slim = whole_process([str(scripts / "onnxslim"), str(source), str(target)])
+        onnxslim = [str(scripts / "onnxslim"), str(source), str(target)]
         fold = [sys.executable, "-m", "bntool", "fold", str(source), "-o", str(target), "--force", "-q"]
-        for flags, limit in ((["--no-verify"], 0.5), ([], 1.0)):
-            ours = whole_process([*fold, *flags])
-            label = "fold --no-verify" if flags else "fold"
+        slim, unverified, verified = whole_processes([onnxslim, [*fold, "--no-verify"], fold])
+        for label, ours, limit in (("fold --no-verify", unverified, 0.5), ("fold", verified, 1.0)):
             pair = (f"{ours.seconds:.2f} s", f"{slim.seconds:.2f} s")
             yield Ratio(f"{label} / onnxslim, time", *pair, ours.seconds / slim.seconds, limit)
             pair = (f"{ours.cpu_s:.2f} s", f"{slim.cpu_s:.2f} s")
