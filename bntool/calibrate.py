@@ -18,7 +18,7 @@ from bntool.errors import UsageError
 from bntool.globs import matches, selected
 from bntool.lazy import give_sizes, has_lazy_parts, is_lazy, stand_ins
 from bntool.norms.layers import FrozenBatchNorm
-from bntool.norms.submodules import modes_kept
+from bntool.norms.submodules import state_kept
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side
@@ -121,7 +121,7 @@ def calibrate_(
         raise UsageError("no norm to calibrate", where="calibrate", next=_why(skipped))
     others = updated(model, work, list(norms)) if compare else {}
     before = {m: _snapshot(m) for m in norms.values()}
-    with modes_kept(model), _restored_on_error(before), torch.no_grad():
+    with state_kept(model, set(norms.values())), _restored_on_error(before), torch.no_grad():
         model.eval()
         outcome = _settle(model, work, norms, method, memory_bytes, progress)
     notes = [f"not compared: update_bn raised {others}"] if isinstance(others, str) else []

@@ -62,7 +62,12 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if kind in SHARED or (kind is tuple and all(type(v) in SHARED for v in value)):
         return value
     known = memo.get(id(value))
-    return copy.deepcopy(value, memo) if known is None else known
+    if known is not None:
+        return known
+    if isinstance(value, Tensor) and value.grad_fn is not None:  # what a hook computes before every call
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
+    return copy.deepcopy(value, memo)
 
 
 def _plain(cls: type[nn.Module]) -> bool:

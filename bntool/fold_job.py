@@ -107,5 +107,5 @@ class Job:
 def computed_modules(plan: Plan) -> list[str]:
     """Modules that a plan changes and whose weight is computed anew for every call."""
     params = [p for change in plan.changes.values() for p in change.node.params.values()]
-    computed = [p for p in params if isinstance(p.key, tuple) and p.key[0] == "computed"]
+    computed = [p for p in params if isinstance(p.key, tuple) and p.key[0] == "computed" and len(p.key) == 3]
     return list(dict.fromkeys(p.name.rpartition(".")[0] for p in computed))

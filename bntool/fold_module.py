@@ -110,7 +110,10 @@ def _checked(rewrite: Rewrite, old: torch.Tensor, arithmetic: Arithmetic) -> tor
 
 
 def _new_bias(held: Held, rewrite: Rewrite, arithmetic: Arithmetic) -> NewBias:
-    weight = held.tensor(rewrite.node.params["weight"].name)
+    node = rewrite.node
+    weight = held.named.get(node.params["weight"].name)
+    if weight is None:  # the layer's own forward computes it from the one it holds
+        weight = held.tensor(f"{node.where}.weight")
     assert rewrite.value is not None
     new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape), arithmetic)
     bias = nn.Parameter(new, requires_grad=weight.requires_grad)

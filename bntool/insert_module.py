@@ -19,10 +19,10 @@ from bntool.errors import UsageError, VerificationError
 from bntool.lazy import has_lazy_parts, stand_ins
 from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
-from bntool.norms.submodules import modes_kept, names_of
+from bntool.norms.submodules import names_of, state_kept
 from bntool.placing import proof
 from bntool.placing.entry import InsertEntry
-from bntool.placing.flow import module_flow
+from bntool.placing.flow import Flow, module_flow
 from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
 from bntool.placing.key_map import key_owners, moved_keys
 from bntool.placing.module_form import Placed, put_all
@@ -59,7 +59,7 @@ def insert_module(
     fresh = copied(model, stand_ins(model))
     example = example_call(fresh, example_inputs)
     work, source = _work(fresh, example, data, inputs)
-    with modes_kept(fresh), torch.no_grad():
+    with state_kept(fresh), torch.no_grad():
         fresh.eval()
         seen = watch(fresh, example)  # lazy parts get their sizes here
         model = copied(fresh, {}) if has_lazy_parts(model) else model
@@ -78,10 +78,10 @@ def insert_module(
     before, alive = key_owners(fresh), fresh.state_dict(keep_vars=True)
     notes: list[str] = []
     if options.form == "module":
-        placed, found = _into_modules(fresh, sites, seen, work, options, progress)
+        placed, found = _into_modules(fresh, sites, flow, seen, work, options, progress)
     else:
         fresh, paths, notes = with_slots(fresh, example, sites)
-        placed, found = _into_graph(fresh, sites, paths, work, options, progress)
+        placed, found = _into_graph(fresh, sites, paths, flow, work, options, progress)
     entries = _set(fresh, placed, found, options, len(work))
     keys = moved_keys(before, key_owners(fresh))
     del alive  # until here no other tensor could take the identity of a dropped one
@@ -96,6 +96,7 @@ Filled = tuple[list[Placed], dict[str, Moments]]
 def _into_modules(
     model: nn.Module,
     sites: Sequence[Planned],
+    flow: Flow,
     seen: Seen,
     work: Sequence[Call],
     options: Options,
@@ -103,13 +104,14 @@ def _into_modules(
 ) -> Filled:
     places = {p.site.layer: _place(model, p) for p in sites}
     found = observe(model, work, places, progress) if options.init == "preserve" else {}
-    return put_all(model, sites, seen, options), found
+    return put_all(model, sites, flow, seen, options), found
 
 
 def _into_graph(
     model: fx.GraphModule,
     sites: Sequence[Planned],
     paths: Sequence[str],
+    flow: Flow,
     work: Sequence[Call],
     options: Options,
     progress: Progress,
@@ -117,7 +119,7 @@ def _into_graph(
     pairs = zip(sites, paths, strict=True)
     slots = {p.site.layer: (model.get_submodule(path), False, p.channel_dim) for p, path in pairs}
     found = observe(model, work, slots, progress) if options.init == "preserve" else {}
-    return fill_slots(model, sites, paths, options), found
+    return fill_slots(model, sites, paths, flow, options), found
 
 
 def _place(model: nn.Module, planned: Planned) -> tuple[nn.Module, bool, int]:

@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy as has_no_size
 
 from bntool.errors import UsageError
-from bntool.norms.submodules import modes_kept
+from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call
 
 
@@ -43,5 +43,5 @@ def give_sizes(model: nn.Module, call: Call | None) -> None:
         raise UsageError(
             "the model has lazy modules, whose sizes come from the first input", next="Give example inputs."
         )
-    with modes_kept(model), torch.no_grad():
+    with state_kept(model), torch.no_grad():
         call.run(model.eval())

@@ -19,7 +19,7 @@ from bntool.lazy import is_lazy, stand_ins
 from bntool.norms.kinds import KINDS, Setting, Spec, described
 from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
-from bntool.norms.submodules import modes_kept
+from bntool.norms.submodules import state_kept
 from bntool.placing import proof
 from bntool.placing.sites import Seen, watch
 from bntool.pooling.batches import example_call
@@ -113,7 +113,7 @@ def _run(model: nn.Module, example_inputs: Any) -> Seen | None:
     """Sizes, and lazy norms made real, from one run in eval mode."""
     if example_inputs is None:
         return None
-    with modes_kept(model), torch.no_grad():
+    with state_kept(model), torch.no_grad():
         model.eval()
         return watch(model, example_call(model, example_inputs))
 

@@ -101,6 +101,9 @@ GO: dict[str, nn.Module] = {
     "functional conv": Functional(),
     "same conv": chain(SameConv(4, 4, 3), nn.BatchNorm2d(4)),
     "same conv without bias": chain(SameConv(4, 4, 3, bias=False), nn.BatchNorm2d(4)),
+    "standardised weight, scale downwards": chain(
+        Standardised(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ),
     "frozen": chain(nn.Conv2d(4, 4, 3), FrozenBatchNorm2d(4)),
     "plain subclass": chain(nn.Conv2d(4, 4, 3), Named(4)),
     "norm with activation": chain(nn.Conv2d(4, 4, 3), NormAct(4)),

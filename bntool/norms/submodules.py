@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def names_of(model: nn.Module) -> dict[nn.Module, str]:
@@ -28,3 +30,24 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in before.items():
             module.training = mode
+
+
+@contextmanager
+def state_kept(model: nn.Module, moved: Collection[nn.Module] = ()) -> Iterator[None]:
+    """`modes_kept`; what forwards write into buffers is undone too, but for those of `moved`."""
+    held = {module: dict(module._buffers) for module in model.modules() if module not in moved}
+    tensors = [t for buffers in held.values() for t in buffers.values() if t is not None and not is_lazy(t)]
+    before = [(tensor, tensor.clone()) for tensor in tensors]
+    try:
+        with modes_kept(model):
+            yield
+    finally:
+        for module, buffers in held.items():
+            module._buffers.update(buffers)  # a forward may have put others in their places
+        _written_back(before)
+
+
+@torch.no_grad()
+def _written_back(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in values:
+        tensor.copy_(value)

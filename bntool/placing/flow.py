@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import dropout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -50,7 +52,7 @@ class Flow:
         return [node for way in self.ways if (node := self._last_of(way, path)) is not None]
 
     def _last_of(self, way: Way, path: str) -> fx.Node | None:
-        inside = [n for n in way.graph.nodes if n.op != "output" and _within(self.path_of(n), path)]
+        inside = [n for n in way.graph.nodes if n.op != "output" and within(self.path_of(n), path)]
         return inside[-1] if inside else None
 
     def path_of(self, node: fx.Node) -> str:
@@ -67,6 +69,30 @@ class Flow:
         """Whether the node is in a part whose surroundings are not known."""
         return bool(self._prefix(node))
 
+    def readers(self, tensor: Tensor) -> list[tuple[fx.Node, fx.Node]]:
+        """Every node that reads a parameter otherwise than by calling its module, with who uses that."""
+        return self._readers.get(id(tensor), [])
+
+    @cached_property
+    def _readers(self) -> dict[int, list[tuple[fx.Node, fx.Node]]]:
+        found: dict[int, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
+        for way in self.ways:
+            for node in way.graph.nodes:
+                if node.op == "get_attr":
+                    found[id(way.sizes.tensor(str(node.target)))] += [(node, user) for user in node.users]
+        return found
+
+    def names(self, module: nn.Module) -> list[str]:
+        """Every qualified name of a module."""
+        return self._names[module]
+
+    @cached_property
+    def _names(self) -> dict[nn.Module, list[str]]:
+        found: dict[nn.Module, list[str]] = defaultdict(list)
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            found[module].append(name)
+        return found
+
     def role(self, node: fx.Node) -> str:
         """ "layer", "norm", "dropout", "activation", "add", "output", or "pass" for anything else."""
         if node.op == "output":
@@ -76,7 +102,8 @@ class Flow:
         return role_of_call(node) if node.op in ("call_function", "call_method") else "pass"
 
 
-def _within(at: str, path: str) -> bool:
+def within(at: str, path: str) -> bool:
+    """Whether `at` is the module at `path` or inside it."""
     return at == path or at.startswith(path + ".")
 
 

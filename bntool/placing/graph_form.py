@@ -103,13 +103,13 @@ def _add_slot(module: fx.GraphModule, planned: Planned) -> str:
 
 
 def fill_slots(
-    module: fx.GraphModule, sites: Sequence[Planned], paths: Sequence[str], options: Options
+    module: fx.GraphModule, sites: Sequence[Planned], paths: Sequence[str], flow: Flow, options: Options
 ) -> list[Placed]:
     """The norms in place of the Identities."""
-    return [_fill(module, planned, path, options) for planned, path in zip(sites, paths, strict=True)]
+    return [_fill(module, planned, path, flow, options) for planned, path in zip(sites, paths, strict=True)]
 
 
-def _fill(module: fx.GraphModule, planned: Planned, path: str, options: Options) -> Placed:
+def _fill(module: fx.GraphModule, planned: Planned, path: str, flow: Flow, options: Options) -> Placed:
     site = planned.site
     called_layer = site.layer in dict(module.named_modules())  # else its weight is somewhere in the model
     layer = module.get_submodule(site.layer) if called_layer else module
@@ -117,7 +117,7 @@ def _fill(module: fx.GraphModule, planned: Planned, path: str, options: Options)
     put(module, path, norm)
     what = {"path": path, "module": planned.spec, "like": site.layer if called_layer else ""}
     record(module, {"op": "call", "node": site.at, "ahead": site.where == "before-layer", **what})
-    bias, word = taken_bias(layer, planned, options.bias or "drop") if called_layer else (None, "kept")
+    bias, word = taken_bias(layer, planned, flow, options.bias or "drop") if called_layer else (None, "kept")
     if word == "dropped":
         apply(module, {"op": "drop_bias", "path": site.layer})
     return Placed(planned, norm, bias, word)

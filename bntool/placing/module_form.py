@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.edits import apply
 from bntool.norms.kinds import KINDS
 from bntool.norms.submodules import parent_of
+from bntool.placing.flow import Flow, within
 from bntool.placing.options import Options, Planned
 from bntool.placing.sites import Seen
 
@@ -25,18 +26,29 @@ class Placed:
     word: str
 
 
-def put_all(model: nn.Module, sites: Sequence[Planned], seen: Seen, options: Options) -> list[Placed]:
+def put_all(
+    model: nn.Module, sites: Sequence[Planned], flow: Flow, seen: Seen, options: Options
+) -> list[Placed]:
     """Put all norms in, from behind, so that no place in a Sequential moves before it is used."""
-    placed = [_put(model, planned, seen, options) for planned in reversed(sites)]
-    return placed[::-1]
+    places = [sequence_of(model, planned.site.at, flow, seen) for planned in sites]
+    taken = [
+        taken_bias(model.get_submodule(p.site.layer), p, flow, options.bias or _usual(p, sequence))
+        for p, (sequence, _) in zip(sites, places, strict=True)
+    ]
+    todo = reversed(list(zip(sites, places, taken, strict=True)))
+    return [_put(model, planned, place, bias) for planned, place, bias in todo][::-1]
 
 
-def _put(model: nn.Module, planned: Planned, seen: Seen, options: Options) -> Placed:
-    site = planned.site
+def _usual(planned: Planned, sequence: str | None) -> str:
+    """A network built with norms in a Sequential has the biases too."""
+    return "keep" if sequence is not None and not planned.site.slot else "drop"
+
+
+def _put(
+    model: nn.Module, planned: Planned, place: tuple[str | None, int], taken: tuple[Tensor | None, str]
+) -> Placed:
+    site, (sequence, index), (bias, word) = planned.site, place, taken
     layer = model.get_submodule(site.layer)
-    sequence, index = sequence_of(model, site.at, seen)
-    in_sequence = sequence is not None and not site.slot
-    bias, word = taken_bias(layer, planned, options.bias or ("keep" if in_sequence else "drop"))
     if word == "dropped":
         apply(model, {"op": "drop_bias", "path": site.layer})
     if site.slot:
@@ -61,19 +73,32 @@ def _attach(model: nn.Module, planned: Planned) -> str:
     return f"{at}.norm"
 
 
-def sequence_of(model: nn.Module, path: str, seen: Seen) -> tuple[str | None, int]:
-    """The Sequential with plain indices, called once and whole, that holds `path`; the place in it."""
+def sequence_of(model: nn.Module, path: str, flow: Flow, seen: Seen) -> tuple[str | None, int]:
+    """The Sequential with plain indices, called once and whole, that holds `path`; the place in it.
+
+    None where somebody takes things from it by their indices, which a norm would move.
+    """
     parent, attribute = parent_of(model, path)
+    inside = path.rpartition(".")[0]
     plain = (
         isinstance(parent, nn.Sequential)
         and type(parent).forward is nn.Sequential.forward
         and list(parent._modules) == [str(i) for i in range(len(parent))]
         and len(seen.outputs.get(parent, ())) == 1
+        and not any(_taken_out(f"{inside}.{i}".lstrip("."), m, flow, seen) for i, m in enumerate(parent))
     )
-    return (path.rpartition(".")[0], int(attribute)) if plain else (None, 0)
+    return (inside, int(attribute)) if plain else (None, 0)
 
 
-def taken_bias(layer: nn.Module, planned: Planned, wanted: str) -> tuple[Tensor | None, str]:
+def _taken_out(path: str, item: nn.Module, flow: Flow, seen: Seen) -> bool:
+    """Whether others than the Sequential call its item at `path`, or read a tensor of it."""
+    if item in seen.by_hand and len(flow.names(item)) == 1:  # else it may be called by its other name
+        return True
+    users = (user for tensor in item.parameters() for _, user in flow.readers(tensor))
+    return any(not within(flow.path_of(user), path) for user in users)
+
+
+def taken_bias(layer: nn.Module, planned: Planned, flow: Flow, wanted: str) -> tuple[Tensor | None, str]:
     """The bias the norm takes over, if it does, and what becomes of it."""
     bias = getattr(layer, "bias", None)
     if not isinstance(bias, Tensor):
@@ -82,7 +107,15 @@ def taken_bias(layer: nn.Module, planned: Planned, wanted: str) -> tuple[Tensor 
     hidden = KINDS[planned.kind].hides_bias and planned.site.where == "before-activation"
     if wanted == "keep" or not plain or not hidden or planned.spec["type"].endswith("Gated"):
         return None, "kept"
+    if any(not _is_its_bias(read, user, planned.site.layer, flow) for read, user in flow.readers(bias)):
+        return None, "kept"
     return bias.detach().clone(), "dropped"
+
+
+def _is_its_bias(read: fx.Node, user: fx.Node, layer: str, flow: Flow) -> bool:
+    """Whether the layer's own forward uses what was read as its bias, and so does without one."""
+    argument = user.args[2] if len(user.args) > 2 else user.kwargs.get("bias")
+    return argument is read and flow.role(user) == "layer" and within(flow.path_of(user), layer)
 
 
 def alike(norm: nn.Module, layer: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bntool.errors import RunError
-from bntool.norms.submodules import modes_kept
+from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call
 from bntool.report.agreement import Agreement, compare
 from bntool.sources.importing import said
@@ -47,11 +47,8 @@ class TrainProof:
 
 
 def in_eval(plain: nn.Module, changed: nn.Module, work: Sequence[Call]) -> EvalProof:
-    """Compare over `work`. Both models are left in the mode they were in."""
-    with modes_kept(plain), modes_kept(changed), torch.no_grad():
-        plain.eval()
-        changed.eval()
-        seen = [agreement for call in work for agreement in _compared(plain, changed, call)]
+    """Compare over `work`. Both models are left as they were."""
+    seen = [agreement for call in work for agreement in _compared(plain, changed, call)]
     if any(agreement.non_finite for agreement in seen):
         return EvalProof(len(work), inf, inf)
     worst_abs = max((agreement.max_abs for agreement in seen), default=0.0)
@@ -63,37 +60,37 @@ def _compared(plain: nn.Module, changed: nn.Module, call: Call) -> list[Agreemen
     return [compare(name, a, b) for (name, a), (_, b) in pairs]
 
 
-def _outputs(model: nn.Module, call: Call) -> list[tuple[str, NDArray[Any]]]:
-    """A model that draws random numbers in eval mode too draws the same ones every time."""
-    with torch.random.fork_rng():
+def _outputs(
+    model: nn.Module, call: Call, trained: Iterable[nn.Module] = ()
+) -> list[tuple[str, NDArray[Any]]]:
+    """In eval mode, only `trained` in train mode; the model is left as it was.
+
+    One that draws random numbers in eval mode too draws the same ones every time.
+    """
+    with state_kept(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
+        model.eval()
+        for module in trained:
+            module.train()
         return numbers(call.run(model))
 
 
 def in_train(
     plain: nn.Module, changed: nn.Module, norms: Iterable[nn.Module], work: Sequence[Call]
 ) -> list[TrainProof]:
-    """Compare with only `norms` in train mode, at several batch sizes; their statistics are put back."""
+    """Compare with only `norms` in train mode, at several batch sizes. Both models are left as they were."""
     norms = list(norms)
-    before = [{k: v.clone() for k, v in norm.state_dict().items()} for norm in norms]
-    try:
-        with modes_kept(plain), modes_kept(changed), torch.no_grad():
-            plain.eval()
-            changed.eval()
-            for norm in norms:
-                norm.train()
-            return [_at_size(plain, changed, work, size) for size in TRAIN_SIZES]
-    finally:
-        for norm, state in zip(norms, before, strict=True):
-            norm.load_state_dict(state)
+    return [_at_size(plain, changed, norms, work, size) for size in TRAIN_SIZES]
 
 
-def _at_size(plain: nn.Module, changed: nn.Module, work: Sequence[Call], size: int) -> TrainProof:
+def _at_size(
+    plain: nn.Module, changed: nn.Module, norms: Sequence[nn.Module], work: Sequence[Call], size: int
+) -> TrainProof:
     call = batch_of(work, size)
     if call is None:
         return TrainProof(size, note="not that many samples")
     try:
-        pairs = list(zip(_outputs(plain, call), _outputs(changed, call), strict=True))
+        pairs = list(zip(_outputs(plain, call), _outputs(changed, call, norms), strict=True))
     except RunError as problem:
         return TrainProof(size, note=said(problem.__cause__ or problem))
     (_, a), (_, b) = pairs[0]

@@ -82,10 +82,20 @@ class Seen:
         self.inputs: dict[nn.Module, list[Tensor]] = {}
         self.outputs: dict[nn.Module, list[Tensor]] = {}
         self.extra: set[nn.Module] = set()
+        self.by_hand: set[nn.Module] = set()
+        """Modules that others called than the one whose child they are."""
         self.last: nn.Module | None = None
         """The layer that ran last."""
+        self.running: list[nn.Module] = []
+
+    def enter(self, module: nn.Module, _: Any) -> None:
+        if self.running and module not in self.running[-1]._modules.values():
+            self.by_hand.add(module)
+        self.running.append(module)
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        while self.running and self.running.pop() is not module:
+            pass  # what raised, and whose error was caught
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(module, _ConvNd | nn.Linear):
             self.last = module
@@ -99,7 +109,8 @@ class Seen:
 def watch(model: nn.Module, call: Call) -> Seen:
     """Run `call` and note what every module took and gave."""
     seen = Seen()
-    handles = [m.register_forward_hook(seen.note, with_kwargs=True) for m in model.modules()]
+    handles = [m.register_forward_pre_hook(seen.enter) for m in model.modules()]
+    handles += [m.register_forward_hook(seen.note, with_kwargs=True) for m in model.modules()]
     try:
         call.run(model)
     finally:
@@ -189,7 +200,7 @@ class _Finder:
     def _shared(self, site: Site, outputs: Sequence[Tensor], nodes: Sequence[fx.Node]) -> str:
         """A layer that is called more than once; un-folding gives a shared norm back to a shared layer."""
         if nodes and (norm := norm_after(self.flow, nodes[0])) is not None:
-            return f"already normalised by {self.flow.path_of(norm)}"
+            return f"already normalised by {self.flow.path_of(norm) or called(norm)}"
         shapes = {tuple(o.shape[2:]) for o in outputs}
         if site.slot and self.question.slots and len(shapes) == 1:
             return ""
@@ -258,7 +269,7 @@ def by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], *, last: bool) -> 
             return "the output layer: no layer comes after it"
         ahead = site.where == "before-layer"
         if (norm := norm_before(flow, node) if ahead else norm_after(flow, node)) is not None:
-            return f"already normalised by {flow.path_of(norm)}"
+            return f"already normalised by {flow.path_of(norm) or called(norm)}"
         if ahead and reads_input(flow, node):
             return "it reads the model's input"
         if not site.slot and (drop := dropout_before(flow, node)) is not None:

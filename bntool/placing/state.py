@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bntool.errors import RunError
 from bntool.norms.moments import Moments, moments
-from bntool.norms.submodules import modes_kept
+from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call
 from bntool.pooling.rounds import ONE_VALUE
 from bntool.progress import Progress, silent
@@ -32,7 +32,7 @@ def observe(
     Raises: RunError naming place and batch on NaN or inf.
     """
     found: dict[str, Moments] = {}
-    with modes_kept(model), torch.no_grad(), ExitStack() as stack:
+    with state_kept(model), torch.no_grad(), ExitStack() as stack:
         model.eval()
         batch = [0]
         for name, (module, ahead, dim) in places.items():

@@ -52,10 +52,12 @@ def runnable(model: Any) -> Runnable:
 def _module(model: Any) -> Runnable:
     import torch
 
+    from bntool.norms.submodules import state_kept
+
     def call(inputs: Any) -> Outputs:
         args, kwargs = to_torch(as_call(inputs))
-        with eval_mode(model), torch.no_grad():
-            return list(named_arrays(model(*args, **kwargs)))
+        with state_kept(model), torch.no_grad():
+            return list(named_arrays(model.eval()(*args, **kwargs)))
 
     tensors = [*model.parameters(), *model.buffers()]
     return Runnable("module", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))

@@ -1,0 +1,254 @@
+"""Models that do with their layers what nobody expects: read, index, count, draw, compute weights anew."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bntool
+from tests.norms.nets import randomized
+
+FORMS = pytest.mark.parametrize("form", ["module", "graph"])
+
+
+def images() -> Tensor:
+    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Two(nn.Module):
+    """Two convolutions that take norms, and the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.b(F.relu(self.a(x)))))
+
+
+def built(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(kind())
+
+
+def there_and_back(model: nn.Module, **options: object) -> dict[str, str]:
+    """Insert, insist on the function, fold, insist again. Returns: what became of each layer's bias."""
+    x, result = images(), bntool.insert(model, images(), **options)
+    expected = model(x.clone()).detach()
+    for made in (result.model, bntool.fold(result.model, x).model):
+        assert torch.allclose(made(x.clone()), expected, atol=2e-6 * float(expected.abs().max()))
+    return {entry.layer: entry.bias for entry in result.report.inserted}
+
+
+# --- biases that somebody else reads
+
+
+class ReadsBias(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)) * self.a.bias.view(1, -1, 1, 1)
+        return self.out(F.relu(self.b(x)))
+
+
+class Padding(nn.Conv2d):
+    """A forward of its own, which uses the bias as torch's does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+
+class AddsItsBias(nn.Conv2d):
+    """A forward of its own, which adds the bias itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight) + self.bias.view(1, -1, 1, 1)
+
+
+class Subclassed(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Padding(3, 4, 3), AddsItsBias(4, 4, 3)
+
+
+def test_a_bias_that_others_read_stays() -> None:
+    for form in ("module", "graph"):
+        assert there_and_back(built(ReadsBias), form=form) == {"a": "kept", "b": "dropped"}
+    assert there_and_back(built(Subclassed)) == {"a": "dropped", "b": "kept"}
+
+
+# --- Sequentials that others take things from
+
+
+class CallsAnItem(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU()]
+        self.body, self.out = nn.Sequential(*layers), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(self.body[1](x)))
+
+
+class ReadsAnItem(CallsAnItem):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x)) * self.body[2].weight.mean()
+
+
+class OtherName(CallsAnItem):
+    """The item has a name of its own, by which it is called: its index may move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = self.body[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(self.act(x)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (CallsAnItem, ["body.0.norm", "body.2.norm"]),
+        (ReadsAnItem, ["body.0.norm", "body.2.norm"]),
+        (OtherName, ["body.1", "body.4"]),
+    ],
+)
+def test_a_sequential_grows_only_where_nobody_counts_its_items(
+    kind: type[nn.Module], names: list[str]
+) -> None:
+    there_and_back(built(kind))
+    assert [e.name for e in bntool.insert(built(kind), images()).report.inserted] == names
+
+
+# --- state, randomness, outputs
+
+
+class Stateful(Two):
+    """Moves its buffers in eval mode too: one in place, one by putting another in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("average", torch.zeros(3))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.average = 0.5 * self.average + x.mean((0, 2, 3))
+        return super().forward(self.norm(x - self.average.view(1, -1, 1, 1)))
+
+
+@FORMS
+def test_looking_at_a_model_with_state_does_not_move_it(form: str) -> None:
+    model = built(Stateful)
+    before = copy.deepcopy(model.state_dict())
+    inserted = bntool.insert(model, images(), form=form)
+    assert [e.layer for e in inserted.report.inserted] == ["a", "b"]
+    calibrated = bntool.calibrate(model, [images(), images()], compare=True)
+    replaced = bntool.replace(model, "frozen", example_inputs=images())
+    folded = bntool.fold(inserted.model, images())
+    bntool.verify(model, inserted.model, images()).insist()
+    for made in (model, inserted.model, calibrated.model, replaced.model, folded.model):
+        assert int(made.calls) == 0
+        assert torch.equal(made.average, torch.zeros(3))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class AlwaysDrops(Two):
+    """`training=self.training` was forgotten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.dropout(F.relu(self.b(F.relu(self.a(x)))), 0.3))
+
+
+@FORMS
+def test_a_model_that_draws_in_eval_mode_is_compared_on_the_same_draws(form: str) -> None:
+    report = bntool.insert(built(AlwaysDrops), images(), form=form).report
+    assert report.eval.max_rel_error < 1e-5
+    assert len(report.inserted) == 2
+
+
+@dataclass
+class Found:
+    scores: Tensor
+    mask: Tensor
+
+
+class Masked(Two):
+    """A dataclass; scores that are -inf in places; nothing where there is nothing."""
+
+    def forward(self, x: Tensor) -> tuple[Found, Tensor]:
+        scores = super().forward(x)
+        masked = scores.masked_fill(x[:, :2, 2:-2, 2:-2] > 0, float("-inf"))
+        return Found(masked, masked > 0), scores[:, :0]
+
+
+def test_outputs_of_every_kind_are_compared() -> None:
+    report = bntool.insert(built(Masked), images()).report
+    assert 0 < report.eval.max_abs_error < 1e-5, "not nothing: it was looked at"
+
+
+class Classes(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+def test_outputs_without_floating_point_numbers_are_compared_too() -> None:
+    assert bntool.insert(built(Classes), images()).report.eval.max_abs_error == 0
+
+
+class NormedByCalls(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(F.instance_norm(self.b(F.relu(F.batch_norm(self.a(x), self.mean, self.var))))))
+
+
+@FORMS
+def test_norms_by_function_call_are_named(form: str) -> None:
+    reasons = bntool.insert(built(NormedByCalls), images(), form=form).report.left_out
+    assert reasons["a"] == "already normalised by batch_norm"
+    assert reasons["b"] == "already normalised by instance_norm"
+
+
+# --- weights computed before every call
+
+
+class ByHook(Two):
+    """torch's old way: the weight is no parameter but the result of a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.weight_norm(self.a)
+        self.b = nn.utils.spectral_norm(self.b)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_weights_from_hooks() -> None:
+    model = built(ByHook)
+    model(images())  # the weight is now part of an autograd graph, which torch cannot copy
+    assert there_and_back(model) == {"a": "dropped", "b": "dropped"}
+    assert model.a.weight.grad_fn is not None
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+class StandardisedTwo(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Standardised(3, 4, 3), Standardised(4, 4, 3)
+
+
+def test_weights_computed_in_forward() -> None:
+    assert there_and_back(built(StandardisedTwo)) == {"a": "dropped", "b": "dropped"}
