@@ -25,7 +25,7 @@ MEMBERS = ("_modules", "_parameters", "_buffers")
 
 def own_inputs(inputs: Any) -> Any:
     """The same structure with tensors of its own: a model may write into what it is given."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
+    return tree_map_only(Tensor, _own, inputs)
 
 
 def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -34,6 +34,8 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if known is not None:
         return known  # type: ignore[no-any-return]
     if not _plain(type(module)):
+        for part in module.modules():
+            memo |= {id(v): _own(v) for v in part.__dict__.values() if _is_result(v)}
         return copy.deepcopy(module, memo)
     new = memo[id(module)] = type(module).__new__(type(module))
     for name, value in module.__dict__.items():
@@ -64,10 +66,19 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if isinstance(value, Tensor) and value.grad_fn is not None:  # what a hook computes before every call
-        memo[id(value)] = value.detach().clone()
+    if _is_result(value):
+        memo[id(value)] = _own(value)
         return memo[id(value)]
     return copy.deepcopy(value, memo)
+
+
+def _is_result(value: Any) -> bool:
+    """Whether it was computed, as a weight by a hook before every call: torch cannot copy such a tensor."""
+    return isinstance(value, Tensor) and value.grad_fn is not None
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _plain(cls: type[nn.Module]) -> bool:

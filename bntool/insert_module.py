@@ -23,7 +23,7 @@ from bntool.norms.submodules import names_of, state_kept
 from bntool.placing import proof
 from bntool.placing.entry import InsertEntry
 from bntool.placing.flow import Flow, module_flow
-from bntool.placing.graph_form import fill_slots, graph_sites, with_slots
+from bntool.placing.graph_form import fill_slots, graph_sites, insist_on_graph, with_slots
 from bntool.placing.key_map import key_owners, moved_keys
 from bntool.placing.module_form import Placed, put_all
 from bntool.placing.options import InsertReport, Options, Planned, check
@@ -81,6 +81,7 @@ def insert_module(
         placed, found = _into_modules(fresh, sites, flow, seen, work, options, progress)
     else:
         fresh, paths, notes = with_slots(fresh, example, sites)
+        insist_on_graph(fresh, example)
         placed, found = _into_graph(fresh, sites, paths, flow, work, options, progress)
     entries = _set(fresh, placed, found, options, len(work))
     keys = moved_keys(before, key_owners(fresh))

@@ -20,7 +20,7 @@ from bntool.graphs.fx_leaves import LEAVES
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.islands import module_graph
-from bntool.norms.submodules import modes_kept
+from bntool.norms.submodules import state_kept
 
 DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -40,7 +40,7 @@ def as_graph(model: nn.Module, inputs: Inputs | None) -> tuple[fx.GraphModule, l
 
     Modules with hooks stay whole, and the model's own hooks go along. Raises: UsageError.
     """
-    with modes_kept(model):
+    with state_kept(model):
         graph = _traced(model.eval(), inputs)
         if not _is_whole(graph):
             advice = "Use form='module', which can do it in parts."
@@ -49,7 +49,7 @@ def as_graph(model: nn.Module, inputs: Inputs | None) -> tuple[fx.GraphModule, l
     for name, tensor in graph.ways[0].sizes.constants.items():
         model.register_buffer(name, tensor, persistent=False)
     module = fx.GraphModule(model, graph.ways[0].graph, class_name=type(model).__name__)
-    notes = _follow_the_mode(module, trained)
+    notes = [*_follow_the_mode(module, trained), *_narrower(model, module)]
     carry_hooks(model, module)
     for name, value in model.__dict__.items():
         if name.startswith("_bntool_"):
@@ -103,6 +103,13 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return bound.arguments
+
+
+def _narrower(model: nn.Module, module: fx.GraphModule) -> list[str]:
+    """A note on the arguments that the graph does not take because the example inputs left them out."""
+    takes = {str(n.target).lstrip("*") for n in module.graph.nodes if n.op == "placeholder"}
+    gone = [name for name in inspect.signature(model.forward).parameters if name not in takes]
+    return [f"the graph takes no {', '.join(gone)}, which the example inputs leave out"] if gone else []
 
 
 def _call_module(module: fx.GraphModule, node: fx.Node) -> None:

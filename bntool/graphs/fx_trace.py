@@ -38,8 +38,21 @@ class TooManyPaths(Exception):
     """The control flow has more ways than are worth following."""
 
 
-class Value(fx.Proxy):
-    """A traced value that knows sizes when they are asked for, and does not hide in-place arithmetic."""
+class InPlace(fx.Proxy):
+    """A traced value that does not hide in-place arithmetic (fx notes `x *= 2` as `x * 2`)."""
+
+
+class Reader(fx.Tracer):
+    """Reads a pickled graph back, which runs its code once more."""
+
+    proxy_buffer_attributes = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return InPlace(node, self)
+
+
+class Value(InPlace):
+    """A traced value that knows sizes when they are asked for."""
 
     def __index__(self) -> int:
         return int(self._number())
@@ -78,11 +91,11 @@ class Value(fx.Proxy):
 
 
 def _in_place(name: str, function: Any) -> None:
-    def method(self: Value, *args: Any) -> Any:
+    def method(self: InPlace, *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
     method.__name__ = name
-    setattr(Value, name, method)
+    setattr(InPlace, name, method)
 
 
 for _name, _function in IN_PLACE.items():
@@ -115,8 +128,11 @@ class Tracer(fx.Tracer):
         decisions: list[bool],
         inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
         sizes_decide: bool = True,
+        as_given: bool = False,
     ) -> None:
         super().__init__(param_shapes_constant=False)
+        self.as_given = as_given
+        """Whether arguments that `inputs` leave out are None, so that the graph takes them no more."""
         self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
         self.sizes_decide = sizes_decide
         self.taken = 0
@@ -141,7 +157,27 @@ class Tracer(fx.Tracer):
         self.other_sizes = [Sizes(root, inputs, modules) for inputs in rebatched(self.inputs)]
         for sizes in self.other_sizes:
             sizes.constants = self.sizes.constants
-        return self.trace(root)
+        graph = self.trace(root)
+        graph._tracer_cls = Reader
+        for node in [n for n in graph.nodes if "left_out" in n.meta]:
+            graph.erase_node(node)
+        return graph
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [self._default(place - is_module, a) for place, a in enumerate(arguments)]
+
+    def _default(self, place: int, argument: Any) -> Any:
+        """None for an argument that is not given and None then: a value cannot be asked whether it is."""
+        if not self.as_given or self.inputs is None or not isinstance(argument, Value):
+            return argument
+        args, kwargs = self.inputs
+        if argument.node.args != (None,) or place < len(args) or argument.node.target in kwargs:
+            return argument
+        argument.node.meta["left_out"] = True
+        return None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.frozen or self.is_leaf(m, module_qualified_name)
@@ -152,6 +188,10 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """(Without what fx notes of where a node came from.)"""
         node = self.graph.create_node(*args, **kwargs)
+        if isinstance(
+            node.type, str
+        ):  # an annotation in quotes is a name that a pickled graph would not find
+            node.type = None
         node.meta["at"] = self.path
         return node
 
@@ -280,10 +320,12 @@ def ways_through(
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
     *,
     sizes_decide: bool = True,
+    as_given: bool = False,
 ) -> list[Way] | str:
     """Every way through `root`, or the path of the module that cannot be traced.
 
-    Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways.
+    Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways. Arguments
+    that `inputs` leave out can be given to a graph or not; with `as_given` they are left out of it too.
     """
     ways: list[Way] = []
     todo: list[list[bool]] = [[]]
@@ -292,7 +334,7 @@ def ways_through(
             return ""
         decisions = todo.pop()
         given = len(decisions)
-        tracer = Tracer(is_leaf, decisions, inputs, sizes_decide)
+        tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
         try:
             with untouched(root) as rebound:
                 graph = tracer.run(root)

@@ -29,7 +29,8 @@ def module_graph(
     """The graph of a module as the planner needs it: every way through it and its islands.
 
     Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
-    With `hooked_whole` neither are modules with hooks: a graph that is to be run would lose them.
+    `hooked_whole` is for a graph that is to be run: modules with hooks are not looked into either, as it
+    would lose them, and arguments that `inputs` leave out are none of the graph's.
     """
     graph = FxGraph(root)
     inside = wrapped(root)
@@ -82,7 +83,7 @@ def trace_part(
         call_alone(graph, part, prefix)
         return
     while True:
-        ways = ways_through(part, leaf, known, sizes_decide=whole)
+        ways = ways_through(part, leaf, known, sizes_decide=whole, as_given=hooked_whole)
         if not isinstance(ways, str):
             break
         failed = joined(prefix, ways)

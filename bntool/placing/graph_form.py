@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.edits import apply, record
-from bntool.errors import UsageError
+from bntool.errors import RunError, UsageError
 from bntool.globs import selected
 from bntool.graphs.fx_graph_form import free_name
+from bntool.norms.submodules import state_kept
 from bntool.placing.flow import Flow, called
 from bntool.placing.module_form import Placed, alike, taken_bias
 from bntool.placing.options import Options, Planned
 from bntool.placing.sites import Question, Site, by_flow, wanted_word, with_sizes
 from bntool.pooling.batches import Call
+from bntool.sources.importing import said
 from bntool.specs import build, put
 from bntool.tracing import as_graph, call_at, described
 
@@ -93,6 +97,19 @@ def with_slots(
     record(module, {"op": "trace", "inputs": described(inputs)})
     paths = [_add_slot(module, planned) for planned in sites]
     return module, paths, notes
+
+
+def insist_on_graph(graph: fx.GraphModule, example: Call) -> None:
+    """See that it runs, as the model itself did: tracing follows what happens to values, and no more.
+
+    Raises: UsageError.
+    """
+    try:
+        with state_kept(graph), torch.no_grad(), redirect_stderr(StringIO()):  # fx prints what it raises
+            example.run(graph.eval())
+    except RunError as problem:
+        what = f"as a graph the model raised {said(problem.__cause__ or problem)}"
+        raise UsageError(what, where="form", next="Use form='module'.") from problem
 
 
 def _add_slot(module: fx.GraphModule, planned: Planned) -> str:

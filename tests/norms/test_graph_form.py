@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from bntool.errors import LoadError, UsageError
 from bntool.tracing import described, restored
 from sample_models.mlp import mlp
 from sample_models.vgg import vgg
+from tests.norms.nets import randomized
 
 
 class Net(nn.Module):
@@ -145,3 +147,99 @@ def test_both_forms_leave_the_same_convolutions_out() -> None:
     reports = [bntool.insert(Gate().eval(), images(), form=form).report for form in ("module", "graph")]
     assert reports[0].left_out == reports[1].left_out
     assert [e.layer for e in reports[1].inserted] == ["conv"]
+
+
+# --- graphs as objects: pickled, called with less, called with what a trace cannot follow
+
+
+class InPlace(nn.Module):
+    """A value changed under its later reader: `y * k` reads what `y *= 2` and `y[:, 0] = 0` left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        k = y
+        y *= 2
+        y[:, 0] = 0
+        return self.out(F.relu(self.b(y * k)))
+
+
+@pytest.mark.parametrize("verb", [bntool.insert, bntool.fold])
+@pytest.mark.parametrize("kind", [Net, InPlace])
+def test_a_graph_is_pickled_and_read_back(verb: Any, kind: type[nn.Module]) -> None:
+    torch.manual_seed(2)
+    made = verb(kind().eval(), images(), form="graph").model
+    again = pickle.loads(pickle.dumps(made))
+    assert torch.equal(again.eval()(images()), made.eval()(images()))
+
+
+class Optional(nn.Module):
+    """Arguments that may be left out; `scale is None` cannot be asked of a traced value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, *, twice: bool | None = None) -> Tensor:
+        if scale is not None:
+            x = x * scale
+        x = self.out(F.relu(self.norm(self.conv(x))))
+        return x if twice is None else 2 * x
+
+
+@pytest.mark.parametrize("verb", [bntool.insert, bntool.fold])
+def test_arguments_that_the_example_leaves_out_are_none_of_the_graph(verb: Any) -> None:
+    model = randomized(Optional())
+    scale = torch.rand(4, 1, 1, 1)
+    for example in (images(), {"x": images()}):
+        made = verb(model, example, form="graph").model
+        assert torch.allclose(made(images()), model(images()), atol=1e-5)
+        with pytest.raises(TypeError):  # not left aside without a word
+            made(images(), scale)
+    made = verb(model, (images(), scale), form="graph").model
+    assert torch.allclose(made(images(), scale), model(images(), scale), atol=1e-5)
+
+
+def test_a_plan_of_such_a_graph_and_a_note_of_what_it_does_not_take() -> None:
+    model = Optional().eval()
+    model.norm = nn.Identity()
+    result = bntool.insert(model, images(), form="graph")
+    assert "the graph takes no scale, twice, which the example inputs leave out" in result.report.notes
+    fresh = Optional()
+    fresh.norm = nn.Identity()
+    again = bntool.apply_plan(fresh, json.loads(json.dumps(result.report.plan)))
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again.eval()(images()), result.model(images()))
+
+
+def test_tracing_does_not_move_a_spectral_norms_vectors() -> None:
+    torch.manual_seed(0)
+    model = net()
+    nn.utils.parametrizations.spectral_norm(model.conv)
+    made = bntool.insert(model.eval(), images(), form="graph").model
+    assert torch.allclose(made(images()), model(images()), atol=1e-5)
+
+
+class Forces(nn.Module):
+    """A gradient inside forward: a trace does not see under which mode its calls run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.out(torch.tanh(self.b(torch.tanh(self.a(x))))).sum()
+            return -torch.autograd.grad(energy, x)[0]
+
+
+def test_what_does_not_run_as_a_graph_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = Forces().eval(), torch.randn(6, 3)
+    with pytest.raises(UsageError, match="as a graph the model raised RuntimeError"):
+        bntool.insert(model, x, form="graph")
+    assert not capsys.readouterr().err
+    assert len(bntool.insert(model, x).report.inserted) == 2
