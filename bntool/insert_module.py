@@ -32,6 +32,7 @@ from bntool.placing.state import observe, random_calls, set_similar, set_unchang
 from bntool.pooling.batches import Call, calls, example_call
 from bntool.progress import Progress
 from bntool.result import Result
+from bntool.rounding import HOPELESS, MARGIN
 
 PROVEN_ON = 32
 """Samples the proof in eval mode runs on, or the first batch if that is larger."""
@@ -222,10 +223,15 @@ def _proven(
     preserving = options.init == "preserve" and all(KINDS[e.norm].preserves for e in report.inserted)
     weight = next((p for p in fresh.parameters() if p.is_floating_point()), torch.empty(0))
     allowed = torch.finfo(weight.dtype).eps * ROUNDING * (1 + len(norms))
+    notes = report.notes
     if preserving and evaluated.max_rel_error > allowed:
-        raise VerificationError(
-            f"the outputs moved by {evaluated.max_rel_error:.2g} of their size, not {allowed:.2g}",
-            where="insert",
-            next="Insert fewer norms with include or exclude to find the layer.",
-        )
-    return replace(report, eval=evaluated, train=trained)
+        noise = proof.rounding(model, work[:enough])
+        if evaluated.max_rel_error > MARGIN * noise or noise > HOPELESS:
+            what = f"the outputs moved by {evaluated.max_rel_error:.2g} of their size, not {allowed:.2g}"
+            advice = "Insert fewer norms with include or exclude to find the layer."
+            raise VerificationError(what, where="insert", next=advice)
+        notes = [
+            *notes,
+            f"the model amplifies rounding: last bits of its weights move outputs by {noise:.1g}",
+        ]
+    return replace(report, eval=evaluated, train=trained, notes=notes)

@@ -34,10 +34,10 @@ def rounding_noise(model: nn.Module, inputs: Any, reference: Outputs) -> float:
     """The largest difference, relative to an output's largest value, over some draws of last bits."""
     from bntool.sources.running import runnable
 
-    return max(_moved(runnable(_perturbed(model, seed)), inputs, reference) for seed in range(DRAWS))
+    return max(_moved(runnable(perturbed(model, seed)), inputs, reference) for seed in range(DRAWS))
 
 
-def _perturbed(model: nn.Module, seed: int) -> nn.Module:
+def perturbed(model: nn.Module, seed: int) -> nn.Module:
     """A copy with every weight moved by up to one unit of its last place."""
     import torch
 

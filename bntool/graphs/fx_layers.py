@@ -178,8 +178,10 @@ def counter_bytes(norm: nn.Module) -> int:
 def frozen_norm(call: Call) -> Spec:
     module = call.module()
     params = module_params(module, str(call.node.target), STATISTICS)
-    attrs = {"eps": float(module.eps), "training": False, "rank": 4}  # type: ignore[arg-type]
-    return Spec("batch_norm", (call.get(0, "x"),), attrs, params)
+    x = call.get(0, "x")
+    rank = 4 if "2d" in type(module).__name__ else call.rank(x)  # bntool's own takes any
+    attrs = {"eps": float(module.eps), "training": False, "rank": rank}  # type: ignore[arg-type]
+    return Spec("batch_norm", (x,), attrs, params)
 
 
 def norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:

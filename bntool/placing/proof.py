@@ -16,6 +16,7 @@ from bntool.errors import RunError
 from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call
 from bntool.report.agreement import Agreement, compare
+from bntool.rounding import DRAWS, perturbed
 from bntool.sources.importing import said
 from bntool.sources.outputs import named_arrays
 
@@ -53,6 +54,11 @@ def in_eval(plain: nn.Module, changed: nn.Module, work: Sequence[Call]) -> EvalP
         return EvalProof(len(work), inf, inf)
     worst_abs = max((agreement.max_abs for agreement in seen), default=0.0)
     return EvalProof(len(work), worst_abs, max((agreement.max_rel for agreement in seen), default=0.0))
+
+
+def rounding(plain: nn.Module, work: Sequence[Call]) -> float:
+    """How far last bits of the weights move the outputs, relative to their largest magnitude."""
+    return max(in_eval(plain, perturbed(plain, seed), work).max_rel_error for seed in range(DRAWS))
 
 
 def _compared(plain: nn.Module, changed: nn.Module, call: Call) -> list[Agreement]:

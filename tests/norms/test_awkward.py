@@ -252,3 +252,44 @@ class StandardisedTwo(Two):
 
 def test_weights_computed_in_forward() -> None:
     assert there_and_back(built(StandardisedTwo)) == {"a": "dropped", "b": "dropped"}
+
+
+class Sequence(nn.Module):
+    """A convolution over (N, C, L) whose norm's map goes on through a transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(3, 5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x).transpose(1, 2)))
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync", "frozen", "ghost", "renorm"])
+def test_norms_over_sequences_fold_at_their_own_rank(norm: str) -> None:
+    model, x = built(Sequence), torch.randn(4, 3, 9)
+    result = bntool.insert(model, x, norm=norm)
+    folded = bntool.fold(result.model, x)
+    assert len(folded.report.folded) == len(result.report.inserted) == 1
+    assert torch.allclose(folded.model(x), model(x), atol=1e-5)
+
+
+class FarFromZero(Two):
+    """Values of a thousand, of which a thousand is taken again: last bits are what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.a.bias += 1000.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.b(F.relu(self.a(x)) - 1000.0)))
+
+
+def test_a_model_that_amplifies_rounding_is_not_refused_for_that() -> None:
+    model, x = built(FarFromZero).double(), images().double()
+    report = bntool.insert(model, x).report
+    assert len(report.inserted) == 2
+    assert report.eval.max_rel_error < 1e-11
+    assert any("amplifies rounding" in note for note in report.notes)
+    assert not any("amplifies" in note for note in bntool.insert(built(Two), images()).report.notes)
