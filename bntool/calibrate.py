@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -22,8 +21,9 @@ from bntool.norms.submodules import state_kept
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side
-from bntool.pooling.memory import free_bytes, peak_bytes
+from bntool.pooling.memory import free_bytes, with_peak_bytes
 from bntool.pooling.rounds import Book, Norms, Outcome, Settled, Trails, one_pass_each
+from bntool.pooling.route import Route, traced
 from bntool.pooling.update_bn import updated
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result
@@ -142,24 +142,19 @@ def _settle(
     model: nn.Module, work: Sequence[Call], norms: Norms, method: str, memory: int | None, progress: Progress
 ) -> Outcome:
     trails = Trails(model, norms)
-    peak = peak_bytes(model, lambda: trails.probe(work[0])) * sum(call.size for call in work)
+    held, (sample, outputs) = with_peak_bytes(model, lambda: trails.probe(work[0]))
+    peak = held * sum(call.size for call in work)
     fits = method == "lockstep" or (peak <= (memory or free_bytes(model) // 3) and len(work) <= MOST)
     together = ranks.smallest(int(fits and method != "passes"), device_of(model))
     book = Book(norms, ranks.total(len(work), device_of(model)), trails, progress)
+    graph = traced(model)
     if together:
-        return side_by_side(work, book)
-    for call in work if not traces(model) else []:
+        route = None if graph is None else Route(model, graph, trails.names)
+        known = route is not None and route.agrees(sample, outputs, trails.trails[0])
+        return side_by_side(work, book, route if known else None)
+    for call in work if graph is None else []:
         trails.follow(call)  # control flow: batches may go different ways
     return one_pass_each(work, book)
-
-
-def traces(model: nn.Module) -> bool:
-    """Whether torch.fx follows the whole model: then no value in it decides where the data goes."""
-    try:
-        torch.fx.Tracer().trace(model)
-    except Exception:  # the tracer raises whatever the model's code does with a proxy
-        return False
-    return True
 
 
 def targets(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -66,12 +67,29 @@ class Planes:
     mean: Tensor
     m2: Tensor
 
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all values were: one that is not leaves no finite deviation in its plane."""
+        return isfinite(self.m2.sum())
+
     def pooled(self, start: int = 0, stop: int | None = None) -> Moments:
         """The samples `start` to `stop` as one set of values."""
         mean, m2 = self.mean[start:stop], self.m2[start:stop]
         centre = mean.mean(0)
         spread = (mean - centre).square().sum(0) * self.length
         return Moments(self.length * len(mean), centre, m2.sum(0) + spread)
+
+
+def pooled(parts: Iterable[Planes]) -> Moments:
+    """All planes of `parts` (at least one) as one set of values."""
+    by_length: dict[int, list[Planes]] = {}
+    for part in parts:
+        by_length.setdefault(part.length, []).append(part)
+    together = (
+        Planes(length, torch.cat([p.mean for p in alike]), torch.cat([p.m2 for p in alike]))
+        for length, alike in by_length.items()
+    )
+    return merged(planes.pooled() for planes in together)
 
 
 def planes(values: Tensor, channel_dim: int = 1) -> Planes:
@@ -85,32 +103,31 @@ def planes(values: Tensor, channel_dim: int = 1) -> Planes:
     rows = values.flatten(2) if values.dim() > 2 else values.unsqueeze(2)
     if rows.shape[2] >= SHORT_PLANE and rows.dtype != torch.float64:
         found = _centred(rows.float())
-        if bool(torch.isfinite(found.m2).all()):
+        if found.finite:
             return found
     return _centred(rows.double())  # short planes; or squares that overflow float32
 
 
 def _centred(rows: Tensor) -> Planes:
-    """The moments of each row, a few at a time so that the deviations stay in the cache."""
-    n, c, length = rows.shape
-    step = max(1, CACHED // max(1, length))
-    parts = [_deviations(part) for part in torch.split(rows.reshape(n * c, length), step)]
-    mean, m2 = (torch.cat(found).view(n, c) for found in zip(*parts, strict=True))
-    return Planes(length, mean, m2)
-
-
-def _deviations(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations of each row, from deviations from the row's own rounded mean.
+    """The moments of each row, from deviations from the row's own rounded mean.
 
     So nothing cancels however far from zero the values lie. What rounding the mean left over is put back:
-    sum(d^2) - sum(d)^2 / L.
+    sum(d^2) - sum(d)^2 / L. A few rows at a time, so that their deviations stay in the cache.
     """
-    length = rows.shape[1]
-    centre = rows.mean(1, keepdim=True)
-    deviation = rows - centre
-    rest = deviation.sum(1).double() / length
-    squares = torch.linalg.vector_norm(deviation, dim=1).double().square()
-    return centre.squeeze(1).double() + rest, (squares - length * rest.square()).clamp_min(0.0)
+    n, c, length = rows.shape
+    rows = rows.reshape(n * c, length)
+    step = max(1, CACHED // max(1, length))
+    deviations = torch.empty_like(rows[:step])
+    centre, rest, norm = rows.new_empty(n * c, 1), rows.new_empty(n * c), rows.new_empty(n * c)
+    for at in range(0, n * c, step):
+        part, to = rows[at : at + step], slice(at, at + step)
+        torch.mean(part, 1, keepdim=True, out=centre[to])
+        deviation = torch.sub(part, centre[to], out=deviations[: len(part)])
+        torch.sum(deviation, 1, out=rest[to])
+        torch.linalg.vector_norm(deviation, dim=1, out=norm[to])
+    rest = rest.double().div_(length)
+    m2 = norm.double().square_().addcmul_(rest, rest, value=-length).clamp_min_(0.0)
+    return Planes(length, (centre.squeeze(1) + rest).view(n, c), m2.view(n, c))
 
 
 def moments(values: Tensor, channel_dim: int = 1) -> Moments:

@@ -1,48 +1,96 @@
 """All batches go through the model side by side and wait at every norm until the last one has arrived.
 
 So one forward pass over the data settles all norms exactly, each on inputs that the norms before it have
-already been settled for. Every batch runs on a thread of its own, but only one of them at any time: they
-are coroutines that any model's code can be run in, whatever its control flow and the shapes of its batches.
+already been settled for. The batches of a model that torch.fx follows are taken along its graph in turns.
+Of any other model every batch runs on a thread of its own, but only one of them at any time: they are
+coroutines that any code can be run in, whatever its control flow. (torch keeps a team of processors for every
+thread that computes, and what one has in its cache is not in the next one's: where it can be, the graph is
+used.)
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from bntool.errors import BntoolError
 from bntool.pooling.batches import Call
 from bntool.pooling.rounds import Book, Brought, Outcome, watched
+from bntool.pooling.route import Route
 
 MOST = 512
 """Batches that may go side by side: each costs a thread."""
 
 
-def side_by_side(work: Sequence[Call], book: Book) -> Outcome:
-    """Settle all norms the data reaches; norms called more than once a batch take one more pass each."""
+def side_by_side(work: Sequence[Call], book: Book, route: Route | None = None) -> Outcome:
+    """Settle all norms the data reaches; norms called more than once a batch take one more pass each.
+
+    Without a `route` each batch is a thread.
+    """
     outcome = Outcome("lockstep", settled=book.settled)
     repeated = {norm for norm, count in book.trails.counts.items() if count > 1}
     while book.pending:
         outcome.forwards += 1
-        if not _Pass(work, book, repeated).run():
-            break  # the data does not reach what is left
+        this = _Pass(work, book, repeated, route)
+        try:
+            if not this.run():
+                break  # the data does not reach what is left
+        except Exception as problem:
+            if route is None or isinstance(problem, BntoolError):
+                raise
+            book.reopen(this.settled_here)
+            route = None  # a batch that the graph does not suit: the model's own code knows
     return outcome
 
 
 class _Abandoned(BaseException):
-    """Ends a batch's thread from inside."""
+    """Ends a batch from inside."""
 
 
-class _Lane:
-    """One batch on its thread: runs when told to, stops at every norm that is not settled."""
+class _Lane(Protocol):
+    """One batch: runs when told to, stops at every norm that is not settled."""
+
+    at: nn.Module | None
+    """The norm it waits at, if it is not done."""
+    brought: Brought | None
+
+    def step(self) -> None:
+        """Let the batch run to its next stop."""
+
+    def abandon(self) -> None:
+        """Let it run no further."""
+
+
+class _Walker:
+    """A batch that is taken along the graph."""
+
+    def __init__(self, route: Route, call: Call, ask: Callable[[nn.Module, Tensor], Brought | None]) -> None:
+        self.at: nn.Module | None = None
+        self.brought: Brought | None = None
+        self._walk = route.walk(call, ask)
+
+    def step(self) -> None:
+        try:
+            self.at, self.brought = next(self._walk)
+        except (StopIteration, _Abandoned):
+            self.at = self.brought = None
+
+    def abandon(self) -> None:
+        self._walk.close()  # type: ignore[attr-defined]
+
+
+class _Thread:
+    """A batch on a thread of its own."""
 
     def __init__(self, run: Callable[[], None]) -> None:
         self.at: nn.Module | None = None
         self.brought: Brought | None = None
-        self.done = self.abandoned = False
+        self.abandoned = False
         self.error: BaseException | None = None
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._run = run
@@ -50,7 +98,6 @@ class _Lane:
         self.thread.start()
 
     def step(self) -> None:
-        """Let the batch run to its next stop."""
         self.at = self.brought = None
         self._go.release()
         self._stopped.acquire()
@@ -76,7 +123,6 @@ class _Lane:
             pass
         except BaseException as problem:
             self.error = problem
-        self.done = True
         self._stopped.release()
 
     def _wait(self) -> None:
@@ -88,15 +134,22 @@ class _Lane:
 class _Pass:
     """One pass of all batches. Ends early when a settled norm is called again: it then counts as repeated."""
 
-    def __init__(self, work: Sequence[Call], book: Book, repeated: set[nn.Module]) -> None:
-        self.book, self.repeated = book, repeated
+    def __init__(
+        self, work: Sequence[Call], book: Book, repeated: set[nn.Module], route: Route | None
+    ) -> None:
+        self.book, self.repeated, self.route = book, repeated, route
         self.settled_here: list[nn.Module] = []
         self.open: nn.Module | None = None
         self.collected: list[Brought] = []
         self.late: nn.Module | None = None
         self.current = 0
-        context = _context_of(next(book.trails.model.parameters(), None))
-        self.lanes = [_Lane(self._runner(call, context)) for call in work]
+        self.lanes: list[_Lane] = [self._lane(call) for call in work]
+
+    def _lane(self, call: Call) -> _Lane:
+        if self.route is not None:
+            return _Walker(self.route, call, self._ask)
+        context = _context_of(next(self.book.trails.model.parameters(), None))
+        return _Thread(self._runner(call, context))
 
     def _runner(self, call: Call, context: Callable[[], Iterator[None]]) -> Callable[[], None]:
         def run() -> None:
@@ -108,7 +161,7 @@ class _Pass:
     def run(self) -> bool:
         """Whether anything was settled, or is known better now."""
         try:
-            with watched(self.book.names, self._arrive):
+            with nullcontext() if self.route is not None else watched(self.book.names, self._arrive):
                 self._step(range(len(self.lanes)))
                 while self.late is None and self.open is None and (norm := self._next()) is not None:
                     self._settle(norm)
@@ -148,15 +201,24 @@ class _Pass:
         return [found for index in indices if (found := self.lanes[index].brought) is not None]
 
     def _arrive(self, norm: nn.Module, value: Tensor) -> None:
-        """Runs in the thread of the current lane, while the norm's input is still in the cache."""
+        """Runs in the thread of the current lane."""
+        answer = self._ask(norm, value)
+        if answer is not None:
+            lane = self.lanes[self.current]
+            assert isinstance(lane, _Thread)
+            lane.stop(norm, answer)
+
+    def _ask(self, norm: nn.Module, value: Tensor) -> Brought | None:
+        """What the current lane brings to a norm that waits for it, while that is still in the cache."""
         if self.open is not None:
             if norm is self.open:
                 self.collected.append(self.book.read(norm, value, self.current))
         elif norm in self.book.pending:
-            self.lanes[self.current].stop(norm, self.book.read(norm, value, self.current))
+            return self.book.read(norm, value, self.current)
         elif norm in self.settled_here:
             self.late = norm
             raise _Abandoned
+        return None
 
     def _take_back(self, norm: nn.Module) -> None:
         """The norm is called again after it was settled: it and all settled since are open again."""

@@ -15,8 +15,8 @@ HELD = 4
 """Values alive at once in units of the largest one: an op's input and output, a shortcut, a scratch copy."""
 
 
-def peak_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
-    """An estimate of what one forward pass of `model` holds at its peak, parameters apart."""
+def with_peak_bytes(model: nn.Module, forward: Callable[[], Any]) -> tuple[int, Any]:
+    """An estimate of what one forward pass of `model` holds at its peak, parameters apart; what it gives."""
     largest = 0
 
     def measure(_: nn.Module, __: Any, output: Any) -> None:
@@ -27,11 +27,11 @@ def peak_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
     leaves = [m for m in model.modules() if not m._modules]
     handles = [m.register_forward_hook(measure) for m in leaves]
     try:
-        forward()
+        result = forward()
     finally:
         for handle in handles:
             handle.remove()
-    return HELD * largest
+    return HELD * largest, result
 
 
 def free_bytes(model: nn.Module) -> int:

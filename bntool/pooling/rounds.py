@@ -8,12 +8,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bntool.errors import RunError
-from bntool.norms.moments import Moments, Planes, merged, planes
+from bntool.norms.moments import Moments, Planes, planes, pooled
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call
 from bntool.progress import Progress
@@ -50,20 +49,26 @@ class Trails:
         self.trails: list[list[nn.Module]] = []
         self.counts: Counter[nn.Module] = Counter()
 
-    def probe(self, call: Call) -> None:
-        """Learn the order from one sample, which costs little; from the batch where one does not do."""
-        try:
-            self.follow(call.first_sample())
-        except RunError:
-            self.follow(call)
+    def probe(self, call: Call) -> tuple[Call, Any]:
+        """Learn the order from one sample, which costs little; from the batch where one does not do.
 
-    def follow(self, call: Call) -> None:
+        Returns: what was run, and the outputs.
+        """
+        try:
+            sample = call.first_sample()
+            return sample, self.follow(sample)
+        except RunError:
+            return call, self.follow(call)
+
+    def follow(self, call: Call) -> Any:
+        """Returns: the outputs."""
         found: list[nn.Module] = []
         with watched(self.names, lambda norm, _: found.append(norm)):
-            call.run(self.model)
+            outputs = call.run(self.model)
         self.counts |= Counter(found)
         if found not in self.trails:
             self.trails.append(found)
+        return outputs
 
     def next_of(self, pending: Iterable[nn.Module]) -> nn.Module | None:
         """A pending norm that no other pending norm runs before, in any trail; the first one in a loop."""
@@ -86,13 +91,27 @@ class Book:
         """The first batch of this process with values that are not finite."""
 
     def read(self, norm: nn.Module, value: Tensor, batch: int) -> Brought:
-        """The planes of a norm's input. Raises: RunError naming norm and batch when they are not finite."""
+        """The planes of a norm's input.
+
+        Raises: RunError naming norm and batch when they are not finite, or not the norm's channels.
+        """
+        self._refuse_other_channels(norm, value, batch)
         found = planes(value)
-        if not bool(torch.isfinite(found.m2).all() and torch.isfinite(found.mean).all()):
+        if not found.finite:
             self.spoilt = self.spoilt or f"batch {batch}"
             if not ranks.several():
                 self._refuse(norm)
         return batch, found
+
+    def _refuse_other_channels(self, norm: nn.Module, value: Tensor, batch: int) -> None:
+        assert isinstance(norm, _BatchNorm)
+        channels = value.shape[1] if value.dim() > 1 else 0
+        if channels != norm.num_features:
+            raise RunError(
+                f"batch {batch} has {channels} channels where it reaches this norm of {norm.num_features}",
+                where=self.names[norm],
+                next="Give batches of the shape the model expects. Nothing was changed.",
+            )
 
     def _refuse(self, norm: nn.Module) -> None:
         raise RunError(
@@ -106,7 +125,7 @@ class Book:
         assert isinstance(norm, _BatchNorm)
         if ranks.several() and not ranks.smallest(int(not self.spoilt), norm.running_mean.device):  # type: ignore[union-attr]
             self._refuse(norm)  # on every rank, so that none waits for another
-        moments = ranks.pooled(merged(found.pooled() for _, found in brought))
+        moments = ranks.pooled(pooled(found for _, found in brought))
         if moments.count < 2:
             raise RunError("one value per channel in all the data", where=self.names[norm], next=ONE_VALUE)
         calls = max(Counter(batch for batch, _ in brought).values())
