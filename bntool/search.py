@@ -113,6 +113,9 @@ class NodeSite:
     def read_by_others(self, port: int) -> bool:
         return len(self.node.inputs[port].users) > 1
 
+    def is_square(self) -> bool:
+        return self.arity == 2 and self.node.inputs[0] is self.node.inputs[1]
+
     def unsized(self, port: int) -> Blocked:
         return self.graph.unsized(self.node.inputs[port])
 

@@ -47,18 +47,22 @@ def test_one_conv_and_a_norm_per_call_stays() -> None:
     assert names(report.kept) == ["first", "second"]
 
 
+#: an op that reads one value twice, the norm's scale and whether it has a shift -> why the norm stays, if so
 TWICE = {
-    "product": (lambda y: y * y, "read more than once by mul"),
-    "matrix product": (lambda y: y @ y, "read more than once by matmul"),
-    "sum": (lambda y: y + y, ""),
-    "difference": (lambda y: y - 3 * y, ""),
+    "square": (lambda y: y * y, 1.0, False, ""),
+    "square, negative": (lambda y: y * y, -1.0, False, "a negative scale cannot pass a square"),
+    "square, shifted": (lambda y: y * y, 1.0, True, "a shift cannot pass a product"),
+    "matrix product": (lambda y: y @ y, 1.0, False, "read more than once by matmul"),
+    "double": (lambda y: y + y, -1.0, True, ""),
+    "difference": (lambda y: y - 3 * y, -1.0, False, ""),
+    "difference, shifted": (lambda y: y - 3 * y, -1.0, True, "feeds several places that need different maps"),
 }
 
 
 @pytest.mark.parametrize("how", TWICE)
 def test_an_op_that_reads_one_value_twice_reads_its_map_twice(how: str) -> None:
     """A scale that went up through one of the two operands alone, `s * y * y`, would reach both."""
-    op, why = TWICE[how]
+    op, sign, shifts, why = TWICE[how]
 
     class Itself(nn.Module):
         def __init__(self) -> None:
@@ -70,10 +74,26 @@ def test_an_op_that_reads_one_value_twice_reads_its_map_twice(how: str) -> None:
             return self.next(F.pad(y, (1, 1), value=1.0)).relu()  # lets no map of the norm go on
 
     model = prepared(Itself(), X)
-    model.norm.running_mean.zero_()
-    model.norm.bias.data.zero_()
-    _, report = folded(model, X, prepare=False)
-    assert (why in reason(report)) if why else names(report.folded) == ["norm"]
+    model.norm.weight.data.abs_().mul_(sign)
+    if not shifts:
+        model.norm.running_mean.zero_()
+        model.norm.bias.data.zero_()
+    for form in ("module", "graph"):
+        _, report = folded(model, X, prepare=False, form=form)
+        assert (why in reason(report)) if why else names(report.folded) == ["norm"]
+
+
+def test_a_norm_goes_down_through_a_value_that_is_doubled() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x.tanh())
+            return self.conv(y + y)
+
+    assert names(folded(Doubled(), X)[1].folded) == ["norm"]
 
 
 def test_a_second_call_whose_result_nobody_reads_folds_the_norm_once() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.moves import squeeze
-from bntool.algebra.rules import Down, Passing, Site, Stay, Ways, operand, result, ways_of, ways_together
+from bntool.algebra.rules import Down, Passing, Site, Stay, Up, Ways, operand, result, ways_of, ways_together
 
 #: (a, b) of `y = a * x + b`
 Line = tuple[Array, Array]
@@ -46,7 +46,17 @@ def _sum_down(sign: float) -> Callable[[Site, int, ChannelAffine], Ways]:
 def _product_up(site: Site, m: ChannelAffine) -> Ways:
     if m.shifts:
         return Blocked("a shift cannot pass a product")
+    if site.is_square():
+        return _square_up(m)
     return ways_of([(0, operand(site, 0, m))], [(1, operand(site, 1, m))])
+
+
+def _square_up(m: ChannelAffine) -> Ways:
+    """`s * y * y = (r * y) * (r * y)` with r = sqrt(s)."""
+    if (m.scale < 0).any():
+        return Blocked("a negative scale cannot pass a square")
+    root = ChannelAffine(np.sqrt(m.scale), m.shift)
+    return [[Up(0, root), Up(1, root)]]
 
 
 def _product_down(site: Site, port: int, m: ChannelAffine) -> Ways:

@@ -55,6 +55,9 @@ class Site(Protocol):
     def out_sizes(self) -> tuple[int, ...] | None: ...
     def index(self) -> Index | Blocked: ...
     def read_by_others(self, port: int) -> bool: ...
+    def is_square(self) -> bool:
+        """Whether both operands are one value."""
+
     def unsized(self, port: int) -> Blocked:
         """Why the sizes of an input are not known."""
 

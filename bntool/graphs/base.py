@@ -136,6 +136,15 @@ class Graph(Protocol):
         """Every node that computes with the parameter `key`, including opaque ones."""
 
 
+def doubled(kind: str, inputs: Sequence[Node]) -> bool:
+    """Whether an op is `y + y`, which is `2 * y`: what passes that need not reach two operands alike."""
+    return kind == "add" and len(inputs) == 2 and inputs[0] is inputs[1]
+
+
+#: the attributes of the kind "scalar" that it is
+DOUBLE = {"a": 2.0, "b": 0.0}
+
+
 def connect(nodes: Sequence[Node]) -> None:
     """Fill in `users` from `inputs`."""
     for node in nodes:

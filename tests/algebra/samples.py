@@ -75,6 +75,9 @@ class SampleSite:
         numbered = np.arange(1.0, np.prod(self.sample.shapes[0]) + 1).reshape(self.sample.shapes[0])
         return self.sample(numbered).astype(np.int64) - 1
 
+    def is_square(self) -> bool:
+        return False
+
     def unsized(self, port: int) -> Blocked:
         return NEED_SIZES
 
