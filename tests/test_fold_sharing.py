@@ -83,17 +83,19 @@ def test_an_op_that_reads_one_value_twice_reads_its_map_twice(how: str) -> None:
         assert (why in reason(report)) if why else names(report.folded) == ["norm"]
 
 
-def test_a_norm_goes_down_through_a_value_that_is_doubled() -> None:
-    class Doubled(nn.Module):
+@pytest.mark.parametrize("op", [lambda y: y + y, lambda y: torch.cat([y, y - y], 1)])
+def test_a_norm_goes_down_through_a_value_and_itself(op: Any) -> None:
+    class Itself(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)
+            self.norm, self.conv = nn.BatchNorm2d(4), nn.LazyConv2d(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.norm(x.tanh())
-            return self.conv(y + y)
+            return self.conv(op(self.norm(x.tanh())))
 
-    assert names(folded(Doubled(), X)[1].folded) == ["norm"]
+    model = Itself()
+    model(X.float())
+    assert names(folded(model, X)[1].folded) == ["norm"]
 
 
 def test_a_second_call_whose_result_nobody_reads_folds_the_norm_once() -> None:

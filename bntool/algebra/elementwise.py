@@ -78,11 +78,12 @@ def _quotient_down(site: Site, port: int, m: ChannelAffine) -> Ways:
 
 
 def _line_down(site: Site, m: ChannelAffine, line: Line) -> Ways:
-    """`y = a * x + b` with x = s * x' + t: y = s * y' + (a * t + b - s * b)."""
+    """`y = a * x + b` with x = s * x' + t: y = s * y' + (a * t + b - s * b), and y = y' where a is zero."""
     a, b = line
     m = result(site, m)
-    shift = np.asarray(a * m.shift + b - m.scale * b)
-    return [[Down(ChannelAffine(m.scale, squeeze(shift, 0.0)).aligned())]]
+    shift = np.where(a == 0, 0.0, a * m.shift + b - m.scale * b)
+    scale = np.where(a == 0, 1.0, m.scale)
+    return [[Down(ChannelAffine(squeeze(scale, 1.0), squeeze(shift, 0.0)).aligned())]]
 
 
 def _line_up(site: Site, port: int, m: ChannelAffine, line: Line) -> Ways:

@@ -55,8 +55,7 @@ def record(root: nn.Module, inputs: Inputs | None) -> Recording:
                 stack.callback(handle.remove)
             root(*args, **kwargs)
     except Exception as problem:
-        what = f"its sizes are not known: with the example inputs the model raises {type(problem).__name__}"
-        found.failure = Blocked(what)
+        found.failure = Blocked(f"its sizes are not known: the model raises {type(problem).__name__}")
     return found
 
 

@@ -40,11 +40,10 @@ class Growth:
             return None
         return fitting[-1] if self.chance(0.7) else self.one(fitting)
 
-    def partner(self, n: int) -> int | None:
-        """Another value of the same shape."""
+    def partner(self, n: int) -> int:
+        """A value of the same shape: another one, or itself."""
         shape = self.values[n].shape
-        same = [m for m, v in enumerate(self.values) if m != n and v.shape == shape]
-        return self.one(same) if same else None
+        return self.one([m for m, v in enumerate(self.values) if v.shape == shape])
 
     def random(self, *shape: int, scale: float = 1.0) -> Tensor:
         value = torch.randn(shape, generator=self.generator, dtype=torch.double) * scale

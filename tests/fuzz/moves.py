@@ -127,10 +127,9 @@ def scalar(g: Growth) -> bool:
 
 def pair(g: Growth) -> bool:
     n = g.pick(2, 3, 4, 5)
-    m = None if n is None else g.partner(n)
-    if n is None or m is None:
+    if n is None:
         return False
-    return g.emit(g.one(("add", "add", "add", "add_", "add_alpha", "sub", "mul")), n, m)
+    return g.emit(g.one(("add", "add", "add", "add_", "add_alpha", "sub", "mul")), n, g.partner(n))
 
 
 def concat(g: Growth) -> bool:
@@ -197,7 +196,7 @@ def norm_on(g: Growth, n: int) -> bool:
 
 def attention(g: Growth) -> bool:
     n = g.pick(3)
-    return n is not None and g.emit("attend", n, n, g.partner(n) or n)
+    return n is not None and g.emit("attend", n, n, g.partner(n))
 
 
 def pool(g: Growth) -> bool:
