@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.norms import norm_map
@@ -155,7 +156,8 @@ class _Planner:
         """Without the norm its output is its input: what changes one in place would change the other."""
         for call in norm.calls:
             chain = self._one_storage(call.inputs[0])
-            if any(r.overwrites for v in chain for r, _ in v.users if r is not call):
+            writers = [r for v in chain for r, _ in v.users if r.overwrites and r is not call]
+            if writers and self._last_read(call) > min(map(self._position, writers)):
                 return Blocked(f"its input {place(chain[0])} is changed in place elsewhere")
             exclusive = all(len(v.users) == 1 for v in chain) and chain[-1].kind not in ("input", "parameter")
             if not exclusive and self._is_overwritten(call):
@@ -172,8 +174,24 @@ class _Planner:
         return chain
 
     def _is_overwritten(self, value: Node) -> bool:
-        shares = [r for r, _ in value.users if r.kind in SHARING or r.owner in self.plan.folded_owners]
-        return any(r.overwrites for r, _ in value.users) or any(self._is_overwritten(r) for r in shares)
+        overwritten = any(r.overwrites for r, _ in value.users)
+        return overwritten or any(self._is_overwritten(r) for r in self._sharing(value))
+
+    def _last_read(self, value: Node) -> int:
+        """When the value, or what may be its memory, is read for the last time."""
+        own = max((self._position(r) for r, _ in value.users), default=-1)
+        return max([own, *map(self._last_read, self._sharing(value))])
+
+    def _sharing(self, value: Node) -> list[Node]:
+        """The readers whose value may be the memory of `value`."""
+        return [r for r, _ in value.users if r.kind in SHARING or r.owner in self.plan.folded_owners]
+
+    def _position(self, node: Node) -> int:
+        return self.order[id(node)]
+
+    @cached_property
+    def order(self) -> dict[int, int]:
+        return {id(node): place for place, node in enumerate(self.graph.nodes)}
 
     def _current(self, norm: Norm, call: Node) -> ChannelAffine | Blocked:
         """The norm's map with what it has absorbed itself, laid along the value's channel dimension."""

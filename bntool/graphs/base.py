@@ -136,13 +136,13 @@ class Graph(Protocol):
         """Every node that computes with the parameter `key`, including opaque ones."""
 
 
-#: sums of a value with itself, as attributes of the kind "scalar"
-MULTIPLES = {"add": {"a": 2.0, "b": 0.0}, "sub": {"a": 0.0, "b": 0.0}}
+def doubled(kind: str, inputs: Sequence[Node]) -> bool:
+    """Whether an op is `y + y`, which is `2 * y`: what passes that need not reach two operands alike."""
+    return kind == "add" and len(inputs) == 2 and inputs[0] is inputs[1]
 
 
-def multiple(kind: str, inputs: Sequence[Node]) -> dict[str, Any] | None:
-    """`y + y` is `2 * y`: what passes that need not reach two operands alike. None for any other op."""
-    return dict(MULTIPLES[kind]) if kind in MULTIPLES and inputs[0] is inputs[1] else None
+#: the attributes of the kind "scalar" that it is
+DOUBLE = {"a": 2.0, "b": 0.0}
 
 
 def connect(nodes: Sequence[Node]) -> None:

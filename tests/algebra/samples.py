@@ -136,6 +136,14 @@ PASSES = [
         )
         for port, step in ((1, 1), (0, -1))
     ],
+    Sample(
+        "gain of zero",
+        "mul",
+        torch.mul,
+        (IMAGE, (4, 1, 1)),
+        {},
+        {1: CONSTANT * [[[0.0]], [[1]], [[1]], [[1]]]},
+    ),
     one("number", "scalar", lambda x: 3 * x - 2, a=3.0, b=-2.0),
     two("matmul", "matmul", torch.matmul, (2, 3, 5, 5), ROWS),
     two("softmax", "matmul", torch.matmul, (2, 3, 5, 5), ROWS, rows_sum_to_one=True),

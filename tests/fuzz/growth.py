@@ -53,7 +53,10 @@ class Growth:
         return self.accept(Step(op, inputs, args=args))
 
     def accept(self, step: Step) -> bool:
-        """Runs the step on the real values; keeps it if its result is usable."""
+        """Runs the step on the real values; keeps it if its result is usable: large or all zero is not.
+
+        (What cancels out, like `y - y`, hides whatever is wrong, or left, in front of it.)
+        """
         before = [v.clone() for v in self.values]
         with torch.no_grad():
             try:
@@ -61,7 +64,7 @@ class Growth:
             except (RuntimeError, ValueError):
                 self.values = before
                 return False
-        if not value.numel() or value.numel() > MAX_SIZE or not value.abs().max() < MAX_VALUE:
+        if not value.numel() or value.numel() > MAX_SIZE or not 0 < value.abs().max() < MAX_VALUE:
             self.values = before
             return False
         self.net.steps.append(step)
