@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
 from bntool.norms.stand_in import NormAct, Normed, StandIn
-from bntool.specs import build
+from bntool.specs import build, first_tensor
 from bntool.tracing import as_graph, call_at, note, restored
 
 SCHEMA_VERSION = 1
@@ -130,6 +130,8 @@ def _replace(model: nn.Module, edit: Edit) -> None:
     """
     old = model.get_submodule(edit["path"])
     new = build(edit["module"], like=old)
+    if first_tensor(old) is None and (other := first_tensor(model)) is not None:
+        new.to(device=other.device, dtype=other.dtype)
     if edit.get("keeps"):
         new = NormAct(new, *(old.get_submodule(part) for part in ("drop", "act")))
     exchange(model, {id(old): new})

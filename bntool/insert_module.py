@@ -32,7 +32,6 @@ from bntool.placing.state import observe, random_calls, set_similar, set_unchang
 from bntool.pooling.batches import Call, calls, example_call
 from bntool.progress import Progress
 from bntool.result import Result
-from bntool.rounding import HOPELESS, MARGIN
 
 PROVEN_ON = 32
 """Samples the proof in eval mode runs on, or the first batch if that is larger."""
@@ -225,8 +224,8 @@ def _proven(
     allowed = torch.finfo(weight.dtype).eps * ROUNDING * (1 + len(norms))
     notes = report.notes
     if preserving and evaluated.max_rel_error > allowed:
-        noise = proof.rounding(model, work[:enough])
-        if evaluated.max_rel_error > MARGIN * noise or noise > HOPELESS:
+        noise = proof.explained(model, fresh, work[:enough], allowed)
+        if noise is None:
             what = f"the outputs moved by {evaluated.max_rel_error:.2g} of their size, not {allowed:.2g}"
             advice = "Insert fewer norms with include or exclude to find the layer."
             raise VerificationError(what, where="insert", next=advice)

@@ -162,6 +162,18 @@ def up(node: fx.Node, stop: Stop) -> Iterator[fx.Node]:
     return _reach(node, lambda n: n.all_input_nodes, stop)
 
 
+def value_readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads a value, but for those that only ask how large it is."""
+    return [user for user in node.users if not _asks_sizes(user, node)]
+
+
+def _asks_sizes(user: fx.Node, node: fx.Node) -> bool:
+    name = called(user)
+    if name in ("reshape_as", "view_as", "expand_as"):
+        return user.args[0] is not node
+    return name in ("size", "dim", "numel") or (name == "getattr" and user.args[1] in ("shape", "ndim"))
+
+
 def _reach(start: fx.Node, step: Callable[[fx.Node], list[fx.Node]], stop: Stop) -> Iterator[fx.Node]:
     seen: set[fx.Node] = set()
     todo = step(start)

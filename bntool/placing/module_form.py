@@ -13,7 +13,8 @@ from bntool.norms.kinds import KINDS
 from bntool.norms.submodules import parent_of
 from bntool.placing.flow import Flow, within
 from bntool.placing.options import Options, Planned
-from bntool.placing.sites import Seen
+from bntool.placing.sites import Seen, paths_of
+from bntool.specs import first_tensor
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,19 @@ def put_all(
     """Put all norms in, from behind, so that no place in a Sequential moves before it is used."""
     places = [sequence_of(model, planned.site.at, flow, seen) for planned in sites]
     taken = [
-        taken_bias(model.get_submodule(p.site.layer), p, flow, options.bias or _usual(p, sequence))
+        taken_bias(model.get_submodule(p.site.layer), p, flow, options.bias or _usual(model, p, sequence))
         for p, (sequence, _) in zip(sites, places, strict=True)
     ]
     todo = reversed(list(zip(sites, places, taken, strict=True)))
     return [_put(model, planned, place, bias) for planned, place, bias in todo][::-1]
 
 
-def _usual(planned: Planned, sequence: str | None) -> str:
-    """A network built with norms in a Sequential has the biases too."""
-    return "keep" if sequence is not None and not planned.site.slot else "drop"
+def _usual(model: nn.Module, planned: Planned, sequence: str | None) -> str:
+    """A network built with norms in a Sequential has biases too; a folded one has had what folding left."""
+    if planned.site.slot:
+        had = bool(paths_of(model, "drop_norm")) and planned.site.layer not in paths_of(model, "add_bias")
+        return "keep" if had else "drop"
+    return "keep" if sequence is not None else "drop"
 
 
 def _put(
@@ -119,6 +123,7 @@ def _is_its_bias(read: fx.Node, user: fx.Node, layer: str, flow: Flow) -> bool:
 
 
 def alike(norm: nn.Module, layer: nn.Module) -> nn.Module:
-    """The norm with the mode, device and dtype of its layer."""
-    weight = next(p for p in layer.parameters() if p.is_floating_point())
-    return norm.to(device=weight.device, dtype=weight.dtype).train(layer.training)
+    """The norm with the mode, device and dtype of its layer, where that has any."""
+    weight = first_tensor(layer)
+    made = norm if weight is None else norm.to(device=weight.device, dtype=weight.dtype)
+    return made.train(layer.training)

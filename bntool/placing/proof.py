@@ -16,7 +16,7 @@ from bntool.errors import RunError
 from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call
 from bntool.report.agreement import Agreement, compare
-from bntool.rounding import DRAWS, perturbed
+from bntool.rounding import DRAWS, HOPELESS, MARGIN, perturbed
 from bntool.sources.importing import said
 from bntool.sources.outputs import named_arrays
 
@@ -59,6 +59,21 @@ def in_eval(plain: nn.Module, changed: nn.Module, work: Sequence[Call]) -> EvalP
 def rounding(plain: nn.Module, work: Sequence[Call]) -> float:
     """How far last bits of the weights move the outputs, relative to their largest magnitude."""
     return max(in_eval(plain, perturbed(plain, seed), work).max_rel_error for seed in range(DRAWS))
+
+
+def explained(plain: nn.Module, changed: nn.Module, work: Sequence[Call], allowed: float) -> float | None:
+    """How far rounding alone moves the outputs, where that explains every error above `allowed`; else None.
+
+    A batch on which last bits change everything tells nothing; one must tell.
+    """
+    worst, told = 0.0, False
+    for call in work:
+        error = in_eval(plain, changed, [call]).max_rel_error
+        noise = 0.0 if error <= allowed else rounding(plain, [call])
+        if error > max(allowed, MARGIN * noise):
+            return None
+        worst, told = max(worst, noise), told or noise <= HOPELESS
+    return worst if told else None
 
 
 def _compared(plain: nn.Module, changed: nn.Module, call: Call) -> list[Agreement]:

@@ -21,6 +21,7 @@ from bntool.placing.flow import (
     norm_after,
     norm_before,
     reads_input,
+    value_readers,
 )
 from bntool.pooling.batches import Call
 
@@ -125,11 +126,13 @@ def find(model: nn.Module, flow: Flow, seen: Seen, question: Question) -> list[S
     sites = [finder.site(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]
     free = [site for site in sites if not site.reason]
     slots = [site for site in free if site.slot]
+    slots += finder.without_layer({site.slot for site in slots})
     if not question.slots or not slots:
         return sites
     if not finder.emptied and 2 * len(slots) <= len(free):  # the Identities are the model's own
         return find(model, flow, seen, replace(question, slots=False))
-    return [s if s.slot or s.layer in finder.took or s.reason else _never(s) for s in sites]
+    kept = [s if s.slot or s.layer in finder.took or s.reason else _never(s) for s in sites]
+    return [*kept, *(s for s in slots if s.layer == s.slot)]
 
 
 def _never(site: Site) -> Site:
@@ -173,6 +176,20 @@ class _Finder:
             site = self._behind_activation(site, nodes[0])
         reason = site.reason or by_flow(site, self.flow, nodes, last=module is self.seen.last)
         return replace(site, reason=reason) if reason else self._sized(site, module)
+
+    def without_layer(self, taken: set[str]) -> list[Site]:
+        """The places of norms that went into the layer behind them, or further: no layer to speak of."""
+        free = sorted(self.emptied - taken)
+        sites = [Site(path, path, self.question.where, slot=path) for path in free]
+        return [self._sized(site, identity) for site in sites if (identity := self._idle(site)) is not None]
+
+    def _idle(self, site: Site) -> nn.Module | None:
+        """The Identity that stands there, if the norm can go back to it."""
+        identity = self.model.get_submodule(site.slot)
+        inputs = self.seen.inputs.get(identity, [])
+        alike = len({tuple(value.shape[2:]) for value in inputs}) == 1
+        asked = selected(site.slot, self.question.include, self.question.exclude)
+        return identity if type(identity) is nn.Identity and alike and asked else None
 
     def _not_asked(self, site: Site, module: nn.Module) -> str:
         if matches(site.layer, self.question.exclude):
@@ -221,9 +238,9 @@ class _Finder:
 
     def _slot(self, node: fx.Node) -> str:
         """The Identity that alone reads the layer, if there is one, called as often as the layer."""
-        users = list(node.users)
+        users = value_readers(node)
         while self.question.slots and len(users) == 1 and called(users[0]) in MOVES:
-            users = list(users[0].users)
+            users = value_readers(users[0])
         identity = self.flow.module(users[0]) if len(users) == 1 else None
         if type(identity) is not nn.Identity:
             return ""

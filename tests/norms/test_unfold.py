@@ -105,3 +105,34 @@ def test_a_shared_layer_gets_its_shared_norm_back() -> None:
     result = bntool.unfold(bntool.fold(model, x).model, x)
     assert len(result.report.inserted) == 3
     assert result.report.eval.max_rel_error < 1e-5
+
+
+class Flattened(nn.Module):
+    """As LeViT: a linear over tokens, whose norm reads them as one long batch; a norm ahead of the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear, self.bn = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.last, self.drop, self.head = nn.BatchNorm1d(6), nn.Dropout(0.1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(self.embed(x).flatten(2).transpose(1, 2))
+        x = torch.relu(self.bn(x.flatten(0, 1)).reshape_as(x))
+        return self.head(self.drop(self.last(x.mean(1))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_come_back_behind_a_flatten_and_ahead_of_a_layer(dtype: torch.dtype) -> None:
+    model, x = randomized(Flattened()).to(dtype), torch.randn(6, 3, 8, 8, dtype=dtype)
+    folded = bntool.fold(model, x)
+    assert {e.name: e.side for e in folded.report.folded} == {"bn": "after", "last": "before"}
+    result = bntool.unfold(folded.model, x)
+    assert sorted(e.name for e in result.report.inserted) == ["bn", "last"]
+    assert {k: v.dtype for k, v in result.model.state_dict().items() if "num" not in k} == {
+        k: v.dtype for k, v in model.state_dict().items() if "num" not in k
+    }
+    assert torch.allclose(result.model(x), model(x), atol=1e-5)
+    assert [e.name for e in bntool.unfold(folded.model, x, exclude=["last"]).report.inserted] == ["bn"]
+    again = bntool.apply_plan(Flattened().to(dtype), json.loads(json.dumps(plan_of(result.model))))
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again.eval()(x), result.model(x))
