@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from bntool.copying import copied
 from bntool.lazy import is_lazy, stand_ins
 from bntool.norms.kinds import spread_of_variance
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept
-from bntool.placing.flow import Flow, module_flow, up
+from bntool.placing.flow import Flow, called, module_flow, up, value_readers
 from bntool.placing.sites import Seen, watch
 from bntool.placing.state import observe, random_calls
 from bntool.pooling.batches import Call, example_call
@@ -26,6 +26,8 @@ DEAD = 1e-12
 """Variance at or below which a channel is taken to be constant."""
 EXPLODING = 1e6
 """Times the median variance of its layer above which a channel's is called exploding."""
+HALF_MAX = 65504.0
+"""The largest float16: a channel whose |mean| + 3 standard deviations lie beyond it explodes too."""
 FEW, MANY = 8, 32
 """Values per channel below which batch statistics are very noisy, and noisy."""
 SHIFT = 0.1
@@ -94,6 +96,13 @@ def _of_state(name: str, norm: _BatchNorm, model: nn.Module) -> Iterator[Finding
         )
         yield Finding("no-statistics", name, "problem", what, "Set track_running_stats and calibrate.")
         return
+    if not all(bool(torch.isfinite(p).all()) for p in norm.parameters()):
+        what = "its weight or bias holds NaN or infinite values"
+        yield Finding("broken-parameters", name, "problem", what, "Go back to a checkpoint without them.")
+    if not norm.track_running_stats:
+        what = "track_running_stats is off: the running statistics it has never move"
+        advice = "Set it, or replace the norm by a frozen one if meant so."
+        yield Finding("not-tracked", name, "warning", what, advice)
     yield from _of_statistics(name, norm, norm.running_mean.double(), norm.running_var.double())
     if norm.training and not model.training:
         what = "it is in train mode inside a model in eval mode: it normalises by the batch and keeps moving"
@@ -125,11 +134,13 @@ def _of_statistics(name: str, norm: _BatchNorm, mean: Tensor, var: Tensor) -> It
     if count := int(dead.sum()):
         what = f"{count} of {len(var)} channels are dead: they never vary, or are multiplied by zero"
         yield Finding("dead-channels", name, "warning", what, "Prune them, or look at the layer before.")
+    advice = "Lower the learning rate; check the data's range."
     if count := int((var > EXPLODING * var.median().clamp_min(DEAD)).sum()):
         what = f"{count} of {len(var)} channels have a variance over a million times the median"
-        yield Finding(
-            "exploding-channels", name, "warning", what, "Lower the learning rate; check the data's range."
-        )
+        yield Finding("exploding-channels", name, "warning", what, advice)
+    elif count := int((mean.abs() + 3 * var.sqrt() > HALF_MAX).sum()):
+        what = f"{count} of {len(var)} channels have values beyond what float16 holds"
+        yield Finding("exploding-channels", name, "warning", what, advice)
 
 
 # --- what sizes tell
@@ -160,15 +171,23 @@ def _of_size(size: NormSize, batch_size: int) -> Iterator[Finding]:
 
 def _of_flow(model: nn.Module, norms: dict[str, _BatchNorm], example: Call | None) -> Iterator[Finding]:
     flow = module_flow(model, example)
-    for name in norms:
-        for node in flow.calls_of(name)[:1]:
-            before = [flow.path_of(n) for n in node.all_input_nodes if flow.role(n) == "layer"]
-            for layer in before:
-                yield from _of_bias(name, layer, model)
+    for name, norm in norms.items():
+        if norm.training or not model.training:
+            for node in flow.calls_of(name)[:1]:
+                for layer in (n for n in node.all_input_nodes if _feeds_it_alone(flow, n)):
+                    yield from _of_bias(name, flow.path_of(layer), model)
     shifted = {name: found for name in norms if (found := _dropouts_before(flow, name))}
     shifts = _shifts(model, list(shifted), example) if shifted and example is not None else {}
     for name, dropouts in shifted.items():
         yield from _of_dropout(name, dropouts, shifts.get(name))
+
+
+def _feeds_it_alone(flow: Flow, node: fx.Node) -> bool:
+    """Whether it is a layer with a bias for each channel of the norm, and nobody else reads it."""
+    layer = flow.module(node)
+    value = flow.value(node)
+    over_channels = isinstance(layer, _ConvNd) or not isinstance(value, Tensor) or value.dim() == 2
+    return flow.role(node) == "layer" and over_channels and len(value_readers(node)) == 1
 
 
 def _of_bias(name: str, layer: str, model: nn.Module) -> Iterator[Finding]:
@@ -184,7 +203,7 @@ def _dropouts_before(flow: Flow, name: str) -> list[str]:
         near = list(up(node, lambda n: flow.role(n) in ("layer", "norm", "dropout")))
         layers = [n for n in near if flow.role(n) == "layer"]
         further = [m for n in layers for m in up(n, lambda m: flow.role(m) in ("layer", "norm", "dropout"))]
-        found += [flow.path_of(n) for n in (*near, *further) if flow.role(n) == "dropout"]
+        found += [flow.path_of(n) or called(n) for n in (*near, *further) if flow.role(n) == "dropout"]
     return list(dict.fromkeys(found))
 
 
@@ -198,9 +217,9 @@ def _shifts(model: nn.Module, names: list[str], example: Call) -> dict[str, floa
 
 def _variances(model: nn.Module, names: list[str], work: list[Call], *, on: bool) -> dict[str, Moments]:
     def switch(module: nn.Module, _: Any) -> None:
-        module.training = on
+        module.training = on  # dropouts by function call ask the module that calls them
 
-    handles = [m.register_forward_pre_hook(switch) for m in model.modules() if isinstance(m, _DropoutNd)]
+    handles = [m.register_forward_pre_hook(switch) for m in model.modules() if not isinstance(m, _NormBase)]
     places = {name: (model.get_submodule(name), True, 1) for name in names}
     try:
         with torch.random.fork_rng():

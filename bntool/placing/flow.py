@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules import dropout
@@ -81,6 +82,10 @@ class Flow:
                 if node.op == "get_attr":
                     found[id(way.sizes.tensor(str(node.target)))] += [(node, user) for user in node.users]
         return found
+
+    def value(self, node: fx.Node) -> Any:
+        """What is known of a node's value: a tensor with sizes, or a number."""
+        return next(way.sizes for way in self.ways if way.graph is node.graph).value(node)
 
     def names(self, module: nn.Module) -> list[str]:
         """Every qualified name of a module."""

@@ -109,3 +109,81 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(m.training for m in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+# --- where a rule must stay quiet, and where it fires for what is less plain to see
+
+
+class AlsoRead(nn.Module):
+    """The convolution is read by the norm and by somebody else, for whom the bias counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+def frozen_in_training() -> nn.Module:
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).train()
+    model[1].eval()
+    return model
+
+
+def test_a_bias_that_counts_is_not_called_useless() -> None:
+    assert not checks(randomized(AlsoRead()), images())
+    assert not checks(frozen_in_training(), images()), "the norm takes its own statistics, not the batch's"
+    over_rows = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm2d(3))
+    assert not checks(randomized(over_rows), images()), "a bias for each column, not for each channel"
+    after = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+    assert not checks(randomized(after), images())
+
+
+class DropsByCall(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(nn.functional.dropout(x, 0.5, self.training)))
+
+
+def test_a_dropout_by_function_call_is_found_and_measured() -> None:
+    finding = only(randomized(DropsByCall()), images())
+    assert finding.check == "dropout-before-norm"
+    assert "the dropout dropout" in finding.what
+    assert 1.6 < float(finding.what.split("is ")[1].split(" times")[0]) < 2.4
+
+
+def test_a_dropout_behind_the_norms_or_one_that_keeps_the_variance_is_no_matter() -> None:
+    conv, norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+    behind = nn.Sequential(conv, norm, nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
+    assert not checks(randomized(behind), images())
+    assert not checks(randomized(nn.Sequential(nn.AlphaDropout(0.5), conv, norm)), images(64))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check"),
+    [
+        (lambda n: n.running_var.fill_(1e9), "exploding-channels"),
+        (lambda n: n.running_mean.__setitem__(1, 1e6), "exploding-channels"),
+        (lambda n: n.weight.data.__setitem__(1, float("nan")), "broken-parameters"),
+        (lambda n: n.bias.data.__setitem__(1, float("inf")), "broken-parameters"),
+        (lambda n: setattr(n, "track_running_stats", False), "not-tracked"),
+    ],
+)
+def test_what_is_less_plain_to_see(spoil: Any, check: str) -> None:
+    model = sound()
+    spoil(model[1])
+    assert only(model, images()).check == check
+
+
+def test_statistics_that_do_not_move_are_just_that() -> None:
+    """With running statistics and track_running_stats off, torch trains on the batch and updates nothing."""
+    model = sound()
+    model[1].track_running_stats = False
+    before = model[1].running_mean.clone()
+    model.train()(images())
+    assert torch.equal(model[1].running_mean, before)
