@@ -11,7 +11,7 @@ from bntool.blame import Refold, checked
 from bntool.errors import UsageError
 from bntool.progress import Progress, silent
 from bntool.report.folds import ADVICE, report_of
-from bntool.report.merges import with_merged
+from bntool.report.merges import norms_of, with_merged
 from bntool.result import FoldReport, Result
 from bntool.sources.kinds import kind_of
 from bntool.sources.opening import load
@@ -110,7 +110,7 @@ def _fold_graph(
 
     form, job = folded(())
     progress("fold", 1, 2)
-    names = [*(norm for merged in form.merged for norm in merged.norms), *job.plan.names]
+    names = [*norms_of(form.merged), *job.plan.names]
     verification = check(model, form.model, example_inputs, names, lambda more: folded(more)[0].model)
     progress("fold", 2, 2)
     notes = [*job.graph.notes, *form.notes]

@@ -17,7 +17,7 @@ from bntool.program_edit import ProgramEdit
 from bntool.program_merge import merge_branches
 from bntool.progress import Progress, silent
 from bntool.report.folds import EXPORTED, report_of
-from bntool.report.merges import Merged, with_merged
+from bntool.report.merges import Merged, norms_of, with_merged
 from bntool.result import FoldReport, Result
 from bntool.rewriting import OutOfRange
 
@@ -75,7 +75,7 @@ class Folded:
     @property
     def names(self) -> list[str]:
         """Of the norms that went, in order."""
-        return [*(norm for merged in self.merged for norm in merged.norms), *self.plan.names]
+        return [*norms_of(self.merged), *self.plan.names]
 
 
 def _merged_and_folded(program: ExportedProgram, inputs: Any, keep: Sequence[str], merge: bool) -> Folded:

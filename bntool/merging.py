@@ -13,7 +13,7 @@ from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.islands import module_graph
-from bntool.report.merges import Merged
+from bntool.report.merges import Merged, merged
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -44,7 +44,7 @@ def _merge(
             model.register_buffer(constant, tensor, persistent=False)
         model = fx.GraphModule(model, graph.ways[0].graph)
         names = apply_merges(model, merges)
-        done += [Merged.of(merge, name, prefix) for merge, name in zip(merges, names, strict=True) if name]
+        done += merged(graph, merges, names, prefix)
         if not any(names):
             return model, done
 
@@ -56,12 +56,12 @@ def _merge_parts(model: nn.Module, arguments: Arguments, prefix: str, keep: Sequ
         child = model.get_submodule(name)
         if len(calls) != 1 or not list(child.children()):
             continue
-        graph, merged = _merge(child, calls[0], f"{prefix}{name}.", keep)
+        graph, inner = _merge(child, calls[0], f"{prefix}{name}.", keep)
         if graph is None:
             done += _merge_parts(child, calls[0], f"{prefix}{name}.", keep)
-        elif merged:
+        elif inner:
             setattr(model, name, graph)
-            done += merged
+            done += inner
     return done
 
 

@@ -18,7 +18,7 @@ from bntool.graphs.exported import program_graph
 from bntool.graphs.fx_merge import replaceable
 from bntool.graphs.merged import merged_name, sample
 from bntool.program_edit import ProgramEdit, like, value_of
-from bntool.report.merges import Merged
+from bntool.report.merges import Merged, merged
 
 CONVS: tuple[Any, ...] = (
     None,
@@ -41,7 +41,7 @@ def merge_branches(
         merges = find_merges(graph, keep=lambda n: matches(n.where, keep))
         edit = ProgramEdit.of(program)
         names = [_apply(edit, merge) if replaceable(merge) else "" for merge in merges]
-        done += [Merged.of(merge, name) for merge, name in zip(merges, names, strict=True) if name]
+        done += merged(graph, merges, names)
         if not any(names):
             return program, done
         program = edit.rebuilt()

@@ -49,6 +49,23 @@ class FoldEntry:
 
 
 @dataclass(frozen=True)
+class MergedLayer:
+    """One layer in the place of several: what that saves beyond the norms among them, which are entries.
+
+    Units: as in `FoldEntry`; a number is negative where the new layer holds more than those it replaces.
+    """
+
+    name: str
+    replaces: list[str]
+    parameters_saved: int = 0
+    macs_saved: int | None = None
+    bytes_saved: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} replaces {', '.join(self.replaces)}"
+
+
+@dataclass(frozen=True)
 class FoldReport:
     """Every norm that was found: `folded` or `kept`."""
 
@@ -59,6 +76,7 @@ class FoldReport:
     """How the result was checked against the original; None when it was not."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know of the analysis: parts that were opaque, sizes that were not known."""
+    merged: list[MergedLayer] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         checked = self.verification.to_dict() if self.verification is not None else None
@@ -67,6 +85,7 @@ class FoldReport:
             "found": self.found,
             "folded": [asdict(e) for e in self.folded],
             "kept": [asdict(e) for e in self.kept],
+            "merged": [asdict(layer) for layer in self.merged],
             "verification": checked,
             "notes": list(self.notes),
         }

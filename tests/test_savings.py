@@ -67,6 +67,21 @@ class Split(nn.Module):
         return torch.cat([self.a(y).flatten(1), self.b(y).flatten(1)], 1)
 
 
+class Branches(nn.Module):
+    """Two branches with norms and a bare one, a norm behind their sum, and a chain that saves work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+        self.norm_a, self.norm_b, self.bare = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.last, self.wide, self.narrow = nn.BatchNorm2d(4), nn.Conv2d(4, 32, 1), nn.Conv2d(32, 4, 1)
+        self.alone = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm_a(self.a(x)) + self.norm_b(self.b(x)) + self.bare(x)
+        return self.alone(self.narrow(self.wide(self.last(y).relu())).relu()).relu()
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "bias-free": lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
     "biased": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
@@ -107,11 +122,13 @@ def norm_macs(model: nn.Module) -> int:
 
 
 def said(report: FoldReport) -> tuple[int, int, int]:
+    """(parameters, bytes, MACs of the norms)"""
     macs = [entry.macs_saved for entry in report.folded]
     assert report.folded
     assert None not in macs
-    parameters = sum(entry.parameters_saved for entry in report.folded)
-    return parameters, sum(e.bytes_saved for e in report.folded), sum(m for m in macs if m is not None)
+    entries = [*report.folded, *report.merged]
+    parameters, size = (sum(getattr(e, f"{name}_saved") for e in entries) for name in ("parameters", "bytes"))
+    return parameters, size, sum(m for m in macs if m is not None)
 
 
 def lost(before: Size, after: Size) -> Size:
@@ -125,6 +142,32 @@ def test_a_module_loses_what_the_report_says(name: str, form: str) -> None:
     result = bntool.fold(model, X, form=form)
     macs = norm_macs(model) - norm_macs(result.model)
     assert said(result.report) == (*lost(module_size(model), module_size(result.model)), macs)
+
+
+def test_merged_layers_and_their_norms_lose_what_the_report_says() -> None:
+    torch.manual_seed(0)
+    model = randomise_norms(Branches().eval(), (X,))
+    result = bntool.fold(model, X, form="graph", merge=True)
+    assert said(result.report) == (*lost(module_size(model), module_size(result.model)), norm_macs(model))
+    assert {e.name for e in result.report.folded if e.side == "merged"} >= {"norm_a", "norm_b", "bare"}
+    assert all(e.parameters_saved == 8 for e in result.report.folded if e.side == "merged")
+    assert [set(m.replaces) for m in result.report.merged] == [{"narrow", "wide"}, {"a", "b"}]
+    assert all(m.macs_saved for m in result.report.merged)
+
+
+def test_merged_programs_and_files_lose_what_the_report_says() -> None:
+    torch.manual_seed(0)
+    model = randomise_norms(Branches().eval(), (X,))
+    program = torch.export.export(model, (X,))
+    result = bntool.fold(program, merge=True)
+    states = [list(p.state_dict.values()) for p in (program, result.model)]
+    before, after = (
+        (sum(isinstance(v, nn.Parameter) * v.numel() for v in s), sum(v.nbytes for v in s)) for s in states
+    )
+    assert said(result.report) == (*lost(before, after), norm_macs(model))
+    proto = exported(model)
+    folded = bntool.fold(proto, merge=True)
+    assert said(folded.report)[1:] == (file_bytes(proto) - file_bytes(folded.model), norm_macs(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -10,7 +10,7 @@ import typer
 from bntool.cli import common, delivery, screen
 
 if TYPE_CHECKING:
-    from bntool.result import FoldEntry, FoldReport
+    from bntool.result import FoldEntry, FoldReport, MergedLayer
     from bntool.verify import Verification
 
 
@@ -129,15 +129,16 @@ def show(report: FoldReport) -> None:
     """A line per norm, then how many went."""
     fold_table(report, done="folded")
     screen.say(f"{len(report.folded)} of {report.found} norms folded, {len(report.kept)} kept")
-    if report.folded:
+    if report.folded or report.merged:
         screen.say(f"saved: {savings(report)}")
 
 
 def savings(report: FoldReport) -> str:
-    """What all folds together take away (a negative number is what they add)."""
-    parameters = sum(e.parameters_saved for e in report.folded)
-    macs = [e.macs_saved for e in report.folded if e.macs_saved is not None]
-    parts = [f"{parameters:,} parameters", f"{sum(e.bytes_saved for e in report.folded):,} bytes"]
+    """What all folds and merges together take away (a negative number is what they add)."""
+    entries: list[FoldEntry | MergedLayer] = [*report.folded, *report.merged]
+    macs = [e.macs_saved for e in entries if e.macs_saved is not None]
+    parameters, size = sum(e.parameters_saved for e in entries), sum(e.bytes_saved for e in entries)
+    parts = [f"{parameters:,} parameters", f"{size:,} bytes"]
     return ", ".join([*parts, *([f"{sum(macs):,} MACs"] if macs else [])])
 
 

@@ -17,7 +17,7 @@ from bntool.onnx_folding.carry_out import carry_out
 from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
 from bntool.plan import Plan, make_plan
-from bntool.report.merges import Merged
+from bntool.report.merges import Merged, norms_of
 from bntool.report.savings import Grown
 from bntool.rewriting import OutOfRange
 from bntool.sources.onnx_write import all_tensors, has_external_data, write
@@ -118,7 +118,7 @@ class Folding:
 
     def _names(self) -> list[str]:
         """Of the norms that went, in order."""
-        return [*(norm for merged in self.merged for norm in merged.norms), *self.planned.names]
+        return [*norms_of(self.merged), *self.planned.names]
 
 
 def check(model: ModelProto, original: ModelProto) -> None:

@@ -11,7 +11,7 @@ from bntool.globs import matches
 from bntool.graphs.onnx_ir import read
 from bntool.graphs.onnx_merge import apply_merges
 from bntool.graphs.onnx_tensors import Store
-from bntool.report.merges import Merged
+from bntool.report.merges import Merged, merged
 
 
 def merge_branches(
@@ -24,6 +24,6 @@ def merge_branches(
         graph = read(model, store, shapes)
         merges = find_merges(graph, keep=lambda n: matches(n.where, keep))
         names = apply_merges(graph, merges)
-        done += [Merged.of(m, name) for m, name in zip(merges, names, strict=True) if name]
+        done += merged(graph, merges, names)
         if not any(names):
             return done

@@ -1,42 +1,123 @@
-"""Merged layers in a fold's report."""
+"""Merged layers in a fold's report: what each replaces, and what it and its norms save."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from bntool.branches import Merge
-from bntool.result import FoldEntry, FoldReport
+from bntool.graphs.base import Graph, Node
+from bntool.graphs.merged import sample
+from bntool.report.savings import LEARNED, size_of
+from bntool.result import FoldEntry, FoldReport, MergedLayer
 
 
 @dataclass(frozen=True)
 class Merged:
-    """One new layer and what it replaces.
+    """One new layer, and the norms that went into it.
 
-    Units: `macs_saved` is a count for the example inputs.
+    Units: `macs_saved` is a count for the example inputs, norms included.
     """
 
-    into: str
-    layers: tuple[str, ...]
-    norms: tuple[str, ...]
+    layer: MergedLayer
+    entries: tuple[FoldEntry, ...]
     macs_saved: int
 
+    @property
+    def into(self) -> str:
+        return self.layer.name
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.layer.replaces)
+
+    @property
+    def norms(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+
+def merged(graph: Graph, merges: Sequence[Merge], names: Sequence[str], prefix: str = "") -> list[Merged]:
+    """What became of the merges found in `graph`; those without a name were not made."""
+    done = [(m, prefix + name) for m, name in zip(merges, names, strict=True) if name]
+    count = _Count.of(graph, [m for m, _ in done])
+    return [count.merged(merge, name, prefix) for merge, name in done]
+
+
+def norms_of(several: Iterable[Merged]) -> list[str]:
+    return [norm for one in several for norm in one.norms]
+
+
+@dataclass
+class _Count:
+    """Counts each tensor that nothing reads any more once; `stay` are those that others still read."""
+
+    graph: Graph
+    stay: set[Hashable]
+    counted: set[Hashable] = field(default_factory=set)
+
     @classmethod
-    def of(cls, merge: Merge, into: str, prefix: str = "") -> Merged:
-        layers = tuple(dict.fromkeys(prefix + n.where for n in merge.weighted))
-        norms = tuple(dict.fromkeys(prefix + n.where for n in merge.inside if n.kind == "batch_norm"))
-        return cls(prefix + into, layers, norms, merge.macs_saved)
+    def of(cls, graph: Graph, merges: Sequence[Merge]) -> _Count:
+        gone = {id(node) for merge in merges for node in _superfluous(merge)}
+        others = [node for node in graph.nodes if id(node) not in gone]
+        return cls(graph, {p.stored for node in others for p in node.params.values()})
 
-    def __str__(self) -> str:
-        return f"{self.into} replaces {', '.join(self.layers)}"
+    def merged(self, merge: Merge, name: str, prefix: str) -> Merged:
+        norms = [node for node in merge.inside if node.kind == "batch_norm"]
+        entries = {node.where: self._entry(node, name, prefix) for node in norms}
+        parameters, size = self._gone([n for n in _superfluous(merge) if n not in norms], of_norms=False)
+        new = [merge.kernel.weight.shape] + [merge.kernel.bias.shape] * bool(merge.kernel.bias.any())
+        made = [size_of(shape, sample(merge)) for shape in new]
+        layer = MergedLayer(
+            name,
+            list(dict.fromkeys(prefix + n.where for n in merge.weighted)),
+            parameters_saved=parameters - sum(values for values, _ in made),
+            macs_saved=merge.macs_saved - sum(e.macs_saved or 0 for e in entries.values()),
+            bytes_saved=size - sum(size for _, size in made),
+        )
+        return Merged(layer, tuple(entries.values()), merge.macs_saved)
+
+    def _entry(self, norm: Node, into: str, prefix: str) -> FoldEntry:
+        parameters, size = self._gone([norm], of_norms=True)
+        macs = prod(self.graph.shape(norm) or ())
+        return FoldEntry(
+            prefix + norm.where,
+            into,
+            "merged",
+            parameters_saved=parameters,
+            macs_saved=macs,
+            bytes_saved=size,
+        )
+
+    def _gone(self, nodes: Sequence[Node], *, of_norms: bool) -> tuple[int, int]:
+        """(parameters, bytes) of tensors that only these nodes read; statistics are no parameters."""
+        parameters = size = 0
+        for node in nodes:
+            for name, param in node.params.items():
+                if param.stored in self.stay or param.stored in self.counted:
+                    continue
+                self.counted.add(param.stored)
+                values, of_it = size_of(param.shape, param)
+                parameters += values if name in LEARNED or not of_norms else 0
+                size += of_it + (node.attrs.get("counter_bytes", 0) if name == "mean" else 0)
+        return parameters, size
 
 
-def with_merged(report: FoldReport, merged: Sequence[Merged]) -> FoldReport:
-    """The report with the norms that went into merged layers, and a note for each of these."""
-    entries = [FoldEntry(norm, m.into, "merged") for m in merged for norm in m.norms]
+def _superfluous(merge: Merge) -> list[Node]:
+    """The nodes inside, and the constants that only they read."""
+    inside = {id(node) for node in merge.inside}
+    constants = [i for n in merge.inside for i in n.inputs if i.kind == "parameter"]
+    only = [c for c in constants if all(id(reader) in inside for reader, _ in c.users)]
+    return [*merge.inside, *only]
+
+
+def with_merged(report: FoldReport, several: Sequence[Merged]) -> FoldReport:
+    """The report with the norms that went into merged layers, and with these layers."""
+    entries = [entry for one in several for entry in one.entries]
     return replace(
         report,
         found=report.found + len(entries),
         folded=[*entries, *report.folded],
-        notes=[*report.notes, *map(str, merged)],
+        merged=[one.layer for one in several],
+        notes=[*report.notes, *(str(one.layer) for one in several)],
     )
