@@ -220,14 +220,14 @@ def _setting(norm: nn.Module, seen: Seen | None, groups: int | None, virtual_bat
 
 
 def _rank(norm: nn.Module) -> int:
-    """The dimensions of what the norm reads, from its class: (N, C) for what may also be (N, C, L)."""
+    """The dimensions of what the norm reads, from its class: (N, C, L) for what may also be (N, C)."""
     name = type(norm).__name__
-    return 2 if "1d" in name else 5 if "3d" in name else 4
+    return 3 if "1d" in name else 5 if "3d" in name else 4
 
 
 def _put(model: nn.Module, name: str, norm: nn.Module, spec: Spec) -> None:
-    keeps = bool(_besides(norm)) and spec["type"] != "torch.nn.Identity"
-    apply(model, {"op": "replace", "path": name, "module": spec, **({"keeps": True} if keeps else {})})
+    keeps = {"keeps": True} if _besides(norm) else {}
+    apply(model, {"op": "replace", "path": name, "module": spec, **keeps})
     new = model.get_submodule(name)
     _carry(norm, new.inner if isinstance(new, NormAct) else new)
     new.train(norm.training)
@@ -252,11 +252,17 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
 def _notes(to: str, entries: list[ReplaceEntry], sized: bool) -> list[str]:
     if not entries:
         return ["no norm to replace"]
-    guessed = [e.name for e in entries if not any(d in e.was for d in ("1d", "2d", "3d"))]
-    if to in ("batch", "instance") and guessed and not sized:
-        return [f"taken to be over images, for want of example inputs: {', '.join(guessed)}"]
     if to in KEEPS_FUNCTION:
-        return ["in eval mode the model computes what it computed"]
-    if to == "none":
-        return ["taking a norm out changes the function; fold takes it out without"]
-    return [f"{to} norms do not use running statistics: the function has changed and needs training"]
+        notes = ["in eval mode the model computes what it computed"]
+    elif to == "none":
+        notes = ["taking a norm out changes the function; fold takes it out without"]
+    else:
+        notes = [f"{to} norms do not use running statistics: the function has changed and needs training"]
+    guessed = [e.name for e in entries if not any(d in e.was for d in ("1d", "2d", "3d"))]
+    if to in ("batch", "instance", "group") and guessed and not sized:
+        notes.append(f"taken to be over images, for want of example inputs: {', '.join(guessed)}")
+    if to in ("instance", "group") and not sized:
+        notes.append(
+            "give example inputs to see that no norm is over a single value, which would erase the data"
+        )
+    return notes

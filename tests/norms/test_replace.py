@@ -234,3 +234,30 @@ def test_a_dry_run_changes_nothing() -> None:
 
 def test_frozen_norms_are_not_parameters() -> None:
     assert not list(FrozenBatchNorm(3).parameters())
+
+
+def test_taking_a_norm_out_leaves_its_activation() -> None:
+    model = randomized(nn.Sequential(ActNorm(4)))
+    result = bntool.replace(model, "none", example_inputs=images())
+    assert torch.equal(result.model(images()), model[0].act(images()))
+    assert result.report.replaced[0].keeps == "drop, act"
+    again = bntool.apply_plan(nn.Sequential(ActNorm(4)), json.loads(json.dumps(result.report.plan)))
+    assert torch.equal(again.eval()(images()), result.model(images()))
+
+
+@pytest.mark.parametrize("to", ["layer", "rms"])
+@pytest.mark.parametrize("shape", [(4, 8), (4, 8, 5), (4, 8, 8)])
+def test_without_sizes_a_norm_over_sequences_is_over_their_channels(to: str, shape: tuple[int, ...]) -> None:
+    """On (N, C, L) with L = C a norm over the last dimension would run, and be another one."""
+    torch.manual_seed(0)
+    model, x = randomized(nn.Sequential(nn.BatchNorm1d(8))), torch.randn(shape)
+    blind = bntool.replace(model, to).model
+    assert torch.equal(blind(x), bntool.replace(model, to, example_inputs=x).model(x))
+
+
+def test_what_cannot_be_known_without_example_inputs_is_said() -> None:
+    model = nn.Sequential(nn.SyncBatchNorm(4))
+    notes = bntool.replace(model, "group").report.notes
+    assert any("taken to be over images" in note for note in notes)
+    assert any("erase the data" in note for note in notes)
+    assert len(bntool.replace(model, "group", example_inputs=images()).report.notes) == 1
