@@ -145,15 +145,17 @@ def _settle(
     held, (sample, outputs) = with_peak_bytes(model, lambda: trails.probe(work[0]))
     peak = held * sum(call.size for call in work)
     fits = method == "lockstep" or (peak <= (memory or free_bytes(model) // 3) and len(work) <= MOST)
-    together = ranks.smallest(int(fits and method != "passes"), device_of(model))
-    book = Book(norms, ranks.total(len(work), device_of(model)), trails, progress)
     graph = traced(model)
+    same_way = graph is not None or not ranks.several()  # control flow may take processes different ways
+    together = ranks.smallest(int(fits and same_way and method != "passes"), device_of(model))
+    book = Book(norms, ranks.total(len(work), device_of(model)), trails, progress)
     if together:
         route = None if graph is None else Route(model, graph, trails.names)
         known = route is not None and route.agrees(sample, outputs, trails.trails[0])
         return side_by_side(work, book, route if known else None)
     for call in work if graph is None else []:
         trails.follow(call)  # control flow: batches may go different ways
+    trails.share()
     return one_pass_each(work, book)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,6 +22,15 @@ def all_of(value: Tensor) -> list[Tensor]:
         return [value]
     found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     dist.all_gather(found, value.contiguous())
+    return found
+
+
+def objects_of(value: Any) -> list[Any]:
+    """Anything that can be pickled, of every process, in rank order."""
+    if not several():
+        return [value]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
     return found
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bntool.errors import RunError
 from bntool.norms.moments import Moments, Planes, planes, pooled
 from bntool.pooling import ranks
-from bntool.pooling.batches import Call
+from bntool.pooling.batches import Call, device_of
 from bntool.progress import Progress
 
 Norms = dict[str, _BatchNorm]
@@ -69,6 +69,13 @@ class Trails:
         if found not in self.trails:
             self.trails.append(found)
         return outputs
+
+    def share(self) -> None:
+        """From here on every process knows the ways that the data of all processes go."""
+        norms = {name: norm for norm, name in self.names.items()}
+        own = [[self.names[norm] for norm in trail] for trail in self.trails]
+        theirs = [[norms[name] for name in trail] for trails in ranks.objects_of(own) for trail in trails]
+        self.trails = [trail for place, trail in enumerate(theirs) if trail not in theirs[:place]]
 
     def next_of(self, pending: Iterable[nn.Module]) -> nn.Module | None:
         """A pending norm that no other pending norm runs before, in any trail; the first one in a loop."""
@@ -125,10 +132,10 @@ class Book:
         assert isinstance(norm, _BatchNorm)
         if ranks.several() and not ranks.smallest(int(not self.spoilt), norm.running_mean.device):  # type: ignore[union-attr]
             self._refuse(norm)  # on every rank, so that none waits for another
-        moments = ranks.pooled(pooled(found for _, found in brought))
+        moments = ranks.pooled(pooled(found for _, found in brought) if brought else _nothing(norm))
         if moments.count < 2:
             raise RunError("one value per channel in all the data", where=self.names[norm], next=ONE_VALUE)
-        calls = max(Counter(batch for batch, _ in brought).values())
+        calls = max(Counter(batch for batch, _ in brought).values(), default=0)
         note = f"called {calls} times a batch: pooled over the calls" if calls > 1 else ""
         self.settled[norm] = Settled(moments, note)
         _store(norm, moments, self.batches)
@@ -142,13 +149,20 @@ class Book:
             self.pending[norm] = None
 
 
+def _nothing(norm: _BatchNorm) -> Moments:
+    """What a process brings whose data do not reach the norm."""
+    assert norm.running_mean is not None
+    zeros = norm.running_mean.new_zeros(norm.num_features).double()
+    return Moments(0, zeros, zeros)
+
+
 def one_pass_each(work: Sequence[Call], book: Book) -> Outcome:
     """One pass over the data per norm, which ends as soon as the batch has been through that norm."""
     outcome = Outcome("passes", settled=book.settled)
     while (norm := book.trails.next_of(book.pending)) is not None:
         brought = [part for index, call in enumerate(work) for part in _inputs_of(norm, call, index, book)]
         outcome.forwards += 1
-        if brought:
+        if ranks.total(len(brought), device_of(book.trails.model)):
             book.close(norm, brought)
         else:
             book.pending.pop(norm)

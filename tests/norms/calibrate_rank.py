@@ -13,6 +13,7 @@ from torch import nn
 import bntool
 from bntool.errors import RunError
 from tests.norms.nets import seeded_chain, shifted_batches
+from tests.norms.test_calibrate import seeded_branchy, ways
 
 
 def main(target: str) -> None:
@@ -23,6 +24,8 @@ def main(target: str) -> None:
     for method in ("lockstep", "passes"):
         result = bntool.calibrate(seeded_chain(), mine, method=method)
         torch.save(result.model.state_dict(), f"{target}/{method}{dist.get_rank()}.pt")
+        apart = bntool.calibrate(seeded_branchy(), ways()[dist.get_rank()], method=method)
+        torch.save(apart.model.state_dict(), f"{target}/apart-{method}{dist.get_rank()}.pt")
     spoilt = [b.clone() for b in mine]
     spoilt[0][0] = float("nan") if dist.get_rank() == 1 else 0.0
     try:

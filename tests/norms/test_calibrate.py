@@ -186,19 +186,31 @@ class Branchy(nn.Module):
         return self.meet(torch.relu(self.bright(x) if x.mean() > 0 else self.dark(x)))
 
 
+def seeded_branchy() -> nn.Module:
+    """The same one in every process."""
+    torch.manual_seed(7)
+    return randomized(Branchy())
+
+
+def ways() -> tuple[list[Tensor], list[Tensor]]:
+    """Batches that go one way, and batches that go the other."""
+    torch.manual_seed(8)
+    return [torch.rand(8, 2) + 1, torch.rand(5, 2)], [-torch.rand(6, 2), -torch.rand(7, 2) - 2]
+
+
 @pytest.mark.parametrize("method", ["lockstep", "passes"])
 def test_batches_may_go_different_ways(method: str) -> None:
     model = randomized(Branchy())
-    bright, dark = [torch.rand(8, 2) + 1, torch.rand(5, 2)], [-torch.rand(6, 2), -torch.rand(7, 2) - 2]
+    bright, dark = ways()
     result = bntool.calibrate(model, [bright[0], dark[0], dark[1], bright[1]], method=method)
     wide = copy.deepcopy(model).double()
-    ways = {"bright": torch.cat(bright), "dark": torch.cat(dark)}
+    reads = {"bright": torch.cat(bright), "dark": torch.cat(dark)}
     hidden = []
-    for name, values in ways.items():
+    for name, values in reads.items():
         norm = wide.get_submodule(name)
         norm.running_mean, norm.running_var = expected(values)
         hidden.append(torch.relu(norm(values.double())).detach())
-    check(result.model, {**{k: expected(v) for k, v in ways.items()}, "meet": expected(torch.cat(hidden))})
+    check(result.model, {**{k: expected(v) for k, v in reads.items()}, "meet": expected(torch.cat(hidden))})
 
 
 def test_a_norm_no_batch_reaches_is_said_to_be_missed() -> None:

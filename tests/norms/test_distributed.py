@@ -11,6 +11,7 @@ import torch
 
 import bntool
 from tests.norms.nets import seeded_chain, shifted_batches
+from tests.norms.test_calibrate import seeded_branchy, ways
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +43,11 @@ def worst_difference(folder: Path) -> float:
 def test_two_processes_calibrate_like_one_and_train_together(tmp_path: Path) -> None:
     run_two_processes(tmp_path)
     assert worst_difference(tmp_path) <= 8 * torch.finfo(torch.float32).eps
+    one_process = bntool.calibrate(seeded_branchy(), [batch for way in ways() for batch in way]).model
+    for method in ("lockstep", "passes"):  # one process's data all go another way than the other's
+        for rank in (0, 1):
+            apart = torch.load(tmp_path / f"apart-{method}{rank}.pt", weights_only=True)
+            assert all(torch.allclose(v, one_process.state_dict()[k], rtol=1e-6) for k, v in apart.items())
     refusals = [(tmp_path / f"refusal{r}.txt").read_text() for r in (0, 1)]
     assert "another process" in refusals[0]
     assert "batch 0 is NaN" in refusals[1]
