@@ -13,7 +13,7 @@ from bntool.fold_job import Job
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
 from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
-from bntool.lazy import give_sizes, has_lazy_parts, stand_ins
+from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
 from bntool.merging import merge_branches
 from bntool.padding import move_padding
 from bntool.pooling.batches import Call
@@ -48,6 +48,7 @@ def graph_form(
     every call of a shared layer its own copy; `pad_values` moves norms behind zero padding. A model that
     cannot be traced whole stays what it is; its parts become graphs where they merge.
     """
+    insist_on_data(model)
     lazy = has_lazy_parts(model)
     model = copied(model, stand_ins(model) if lazy else {})
     if lazy:

@@ -16,7 +16,7 @@ from bntool.fold_module import fold_here, folded_copy
 from bntool.graphs.fx_baked import bake
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.islands import module_graph
-from bntool.lazy import give_sizes, has_lazy_parts, stand_ins
+from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
 from bntool.plan import Plan, make_plan
 from bntool.pooling.batches import Call
 from bntool.rewriting import OutOfRange
@@ -53,11 +53,12 @@ class Job:
         self.plan: Plan
 
     def run(self) -> nn.Module:
-        """Raises: UsageError for lazy modules without inputs."""
+        """Raises: UsageError for lazy modules without inputs, and for tensors without data."""
         with collector_paused():
             return self._run()
 
     def _run(self) -> nn.Module:
+        insist_on_data(self.model)
         if has_lazy_parts(self.model):
             self._give_sizes()
         before = structure_of(self.model)

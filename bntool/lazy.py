@@ -29,6 +29,15 @@ def unsized(model: nn.Module) -> list[Any]:
     return [t for t in tensors if t is not None and has_no_size(t)]
 
 
+def insist_on_data(model: nn.Module) -> None:
+    """Raises: UsageError for a model on the meta device, whose tensors have sizes and no data."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    empty = next((name for name, tensor in named if tensor.is_meta), None)
+    if empty is not None:
+        advice = "Give it data first: model.load_state_dict(weights, assign=True)."
+        raise UsageError("it is on the meta device and has no data", where=empty, next=advice)
+
+
 def stand_ins(model: nn.Module) -> dict[int, Any]:
     """New ones for them, by id: torch cannot copy them."""
     return {id(t): type(t)(device=t.device, dtype=t.dtype) for t in unsized(model)}

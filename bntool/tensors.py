@@ -86,6 +86,8 @@ def finite(values: torch.Tensor) -> bool:
 
 def _refusal(rewrite: Rewrite, old: torch.Tensor) -> Blocked:
     name = rewrite.param.name if rewrite.param is not None else rewrite.name
+    if rewrite.param is not None and not finite(old.detach()):
+        return Blocked(f"{name} has NaN or infinite values")
     return Blocked(f"{name} would leave the range of {str(old.dtype).removeprefix('torch.')}")
 
 

@@ -110,6 +110,8 @@ def verify(
     """
     sides = [_opened(model, trust) for model in (a, b)]
     inputs = example_inputs if example_inputs is not None else _inputs_of(sides)
+    if batch_size(inputs) == 0:
+        raise UsageError("the inputs are empty", next="Give at least one item: nothing can be compared.")
     first, second = (runnable(side.model) for side in sides)
     allowed = tolerance_of(first, second) if tolerance is None else tolerance
     progress("verify", 0, 2)

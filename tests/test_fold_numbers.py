@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bntool.errors import UsageError
 from bntool.fold import fold
-from tests.folding import error, folded, prepared, reason
+from tests.folding import error, folded, names, prepared, reason
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -53,8 +54,8 @@ def test_train_mode() -> None:
 @pytest.mark.parametrize(
     ("buffer", "value", "why"),
     [
-        ("running_var", -1.0, "running variance + eps is -1"),
-        ("running_var", -1e-5, "running variance + eps is 0"),
+        ("running_var", -1.0, "its running variance is -1 in a channel"),
+        ("running_var", -1e-5, "its running variance is -1e-05 in a channel"),
         ("running_mean", float("nan"), "its mean has NaN or infinite values"),
         ("running_var", float("inf"), "its var has NaN or infinite values"),
     ],
@@ -68,7 +69,7 @@ def test_damaged_statistics_keep_the_norm(buffer: str, value: float, why: str) -
 def test_a_weight_that_is_not_finite_keeps_the_norm_and_is_named() -> None:
     model = pair()
     model[0].weight.data[0, 0] = float("nan")
-    assert "0.weight" in reason(fold(model, X, verify=False).report)
+    assert "0.weight has NaN or infinite values" in reason(fold(model, X, verify=False).report)
 
 
 def test_out_of_range_keeps_the_norm() -> None:
@@ -183,3 +184,38 @@ def test_one_channel_of_the_last_piece_out_of_range_keeps_the_norm(monkeypatch: 
         model[1].weight[10] = 30
     report = fold(model, torch.randn(2, 30), verify=False).report
     assert "0.weight would leave the range of float32" in report.kept[0].reason
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_model_without_data_is_refused_in_words(form: str) -> None:
+    with pytest.raises(UsageError, match=r"^0\.weight: it is on the meta device and has no data"):
+        fold(pair().to("meta"), X.to("meta"), form=form, merge=form == "graph")
+
+
+def test_a_variance_below_zero_keeps_the_norm_even_where_eps_makes_up_for_it() -> None:
+    """In the model's own float32 the sum may be zero where it is not in float64."""
+    model = pair().float()
+    model[1].running_var[2] = -model[1].eps
+    assert "its running variance is -1e-05 in a channel" in reason(
+        fold(model, X.float(), verify=False).report
+    )
+
+
+def test_nothing_is_proven_by_an_empty_batch() -> None:
+    with pytest.raises(UsageError, match="the inputs are empty"):
+        fold(pair(), X[:0])
+
+
+def test_under_autocast_outputs_are_as_coarse_as_its_type() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fold(pair().float(), X.float()).report.verification.ok
+
+
+def test_tensors_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = pair()
+    assert names(fold(model, X).report.folded) == ["1"]
+
+
+def test_a_norm_alone_has_nothing_to_go_into() -> None:
+    assert "it is all there is" in reason(fold(nn.BatchNorm2d(4).eval(), X.float()).report)

@@ -25,6 +25,8 @@ def norm_map(
     for name, values in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias)):
         if values is not None and not _finite(values):
             return Blocked(f"its {name} has NaN or infinite values: repair the checkpoint")
+    if var.min(initial=0.0) < 0:
+        return Blocked(f"its running variance is {var.min():.3g} in a channel: recalibrate it")
     spread = var + eps
     if spread.min(initial=np.inf) < TINY:
         return Blocked(f"running variance + eps is {spread.min():.3g} in a channel: recalibrate it")

@@ -14,7 +14,7 @@ from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.moves import CONFLICT, Index, unbroadcast
 
 NEED_SIZES = Blocked("its sizes are not known: give example inputs")
-DATA_SIZES = Blocked("its sizes are not known: they depend on more than the inputs' sizes")
+DATA_SIZES = Blocked("its sizes are not known: only running the model would tell")
 
 
 @dataclass(frozen=True)

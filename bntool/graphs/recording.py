@@ -75,7 +75,8 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
             yield
     finally:
         for buffer, value in before:
-            buffer.detach().copy_(value)
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(value)
 
 
 def _signature(call: Inputs) -> Any:

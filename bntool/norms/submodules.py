@@ -47,7 +47,7 @@ def state_kept(model: nn.Module, moved: Collection[nn.Module] = ()) -> Iterator[
         _written_back(before)
 
 
-@torch.no_grad()
 def _written_back(values: Iterable[tuple[Tensor, Tensor]]) -> None:
     for tensor, value in values:
-        tensor.copy_(value)
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            tensor.copy_(value)

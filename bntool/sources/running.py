@@ -96,6 +96,7 @@ def torch_eps(tensors: Any) -> float:
     import torch
 
     dtypes = {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32}
+    dtypes |= {torch.get_autocast_dtype(d) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)}
     return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 

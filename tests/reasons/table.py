@@ -20,6 +20,7 @@ ELSEWHERE = {
     "its padding would need the map too": UP,
     "its {} has NaN or infinite values: repair the checkpoint": HERE + "test_a_damaged_norm_has_no_map",
     "running variance + eps is {} in a channel: recalibrate it": HERE + "test_a_damaged_norm_has_no_map",
+    "its running variance is {} in a channel: recalibrate it": HERE + "test_a_damaged_norm_has_no_map",
     "it has no running statistics, so it normalises with those of each batch": HERE
     + "test_without_running_statistics_a_norm_is_no_fixed_map",
     "it has no bias to take the shift, and modules alone cannot give it one: use form='graph'": HERE
@@ -57,7 +58,7 @@ NONE_POSSIBLE = {
     "not into what feeds it ({}); not into what it feeds ({})": "made of two reasons",
     "{}: {}": "another reason, with its place",
     "its sizes are not known: give example inputs": NO_LOOK,
-    "its sizes are not known: they depend on more than the inputs' sizes": NO_LOOK,
+    "its sizes are not known: only running the model would tell": NO_LOOK,
     "its sizes are not known: no call of it is reached with the example inputs": NO_LOOK,
     "its sizes are not known: the code around it calls it with inputs of several sizes": NO_LOOK,
     "its sizes are not known: the model raises {}": NO_LOOK,
@@ -68,9 +69,11 @@ NONE_POSSIBLE = {
     "its {} {}": "an input that a caller or the graph gives anew has no fixed map to fold",
     "the graph reads the statistics it computes": "without the norm they would not be there",
     "the model never calls it": "there is nothing to fold",
+    "it is all there is: nothing feeds it, and it feeds nothing": "there is nothing to fold it into",
     "torch.compile has taken the model: fold the one it was made of, then compile": "a matter of order",
     "it is a function call, which modules alone cannot take out: use form='graph'": "graph form folds it",
     "a MatMul with this operand constant has no place for a shift": "an Add in its place would be no gain",
+    "{} has NaN or infinite values": "whatever is done with them, the outputs are no numbers",
     "it divides by zero": "the network itself gives infinities there",
     "a map may not enter it there": GUARD,
     "the map has fewer dimensions than its value": GUARD,
