@@ -17,7 +17,7 @@ from bntool.norms.kinds import spread_of_variance
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept
 from bntool.placing.flow import Flow, called, module_flow, up, value_readers
-from bntool.placing.sites import Seen, watch
+from bntool.placing.seen import Seen, watch
 from bntool.placing.state import observe, random_calls
 from bntool.pooling.batches import Call, example_call
 from bntool.result import SCHEMA_VERSION

@@ -27,7 +27,8 @@ from bntool.placing.graph_form import fill_slots, graph_sites, insist_on_graph, 
 from bntool.placing.key_map import key_owners, moved_keys
 from bntool.placing.module_form import Placed, put_all
 from bntool.placing.options import InsertReport, Options, Planned, check
-from bntool.placing.sites import Question, Seen, Site, find, watch
+from bntool.placing.seen import Seen, watch
+from bntool.placing.sites import Question, Site, find
 from bntool.placing.state import observe, random_calls, set_similar, set_unchanging
 from bntool.pooling.batches import Call, calls, example_call
 from bntool.progress import Progress

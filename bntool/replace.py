@@ -21,7 +21,7 @@ from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
 from bntool.norms.submodules import state_kept
 from bntool.placing import proof
-from bntool.placing.sites import Seen, watch
+from bntool.placing.seen import Seen, watch
 from bntool.pooling.batches import example_call
 from bntool.progress import Progress, silent
 from bntool.result import SCHEMA_VERSION, Result

@@ -13,7 +13,8 @@ from bntool.norms.kinds import KINDS
 from bntool.norms.submodules import parent_of
 from bntool.placing.flow import Flow, within
 from bntool.placing.options import Options, Planned
-from bntool.placing.sites import Seen, paths_of
+from bntool.placing.seen import Seen
+from bntool.placing.sites import paths_of
 from bntool.specs import first_tensor
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -16,6 +14,7 @@ from bntool.norms.kinds import Setting
 from bntool.placing.flow import (
     Flow,
     called,
+    down,
     dropout_before,
     layer_after,
     norm_after,
@@ -23,7 +22,7 @@ from bntool.placing.flow import (
     reads_input,
     value_readers,
 )
-from bntool.pooling.batches import Call
+from bntool.placing.seen import Seen
 
 LAYERS = (_ConvNd, nn.Linear)
 KINDS_OF: dict[str, tuple[type[nn.Module], ...]] = {
@@ -76,50 +75,6 @@ class Question:
     """
 
 
-class Seen:
-    """What the modules of a model took and gave in one run, and how often they ran."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[nn.Module, list[Tensor]] = {}
-        self.outputs: dict[nn.Module, list[Tensor]] = {}
-        self.extra: set[nn.Module] = set()
-        self.by_hand: set[nn.Module] = set()
-        """Modules that others called than the one whose child they are."""
-        self.last: nn.Module | None = None
-        """The layer that ran last."""
-        self.running: list[nn.Module] = []
-
-    def enter(self, module: nn.Module, _: Any) -> None:
-        if self.running and module not in self.running[-1]._modules.values():
-            self.by_hand.add(module)
-        self.running.append(module)
-
-    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        while self.running and self.running.pop() is not module:
-            pass  # what raised, and whose error was caught
-        first = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(module, _ConvNd | nn.Linear):
-            self.last = module
-        if len(args) + len(kwargs) > 1:
-            self.extra.add(module)
-        for values, value in ((self.inputs, first), (self.outputs, output)):
-            sizes = value.detach().to("meta") if isinstance(value, Tensor) else torch.empty(0, device="meta")
-            values.setdefault(module, []).append(sizes)
-
-
-def watch(model: nn.Module, call: Call) -> Seen:
-    """Run `call` and note what every module took and gave."""
-    seen = Seen()
-    handles = [m.register_forward_pre_hook(seen.enter) for m in model.modules()]
-    handles += [m.register_forward_hook(seen.note, with_kwargs=True) for m in model.modules()]
-    try:
-        call.run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
 def find(model: nn.Module, flow: Flow, seen: Seen, question: Question) -> list[Site]:
     """All candidates in the model's own order."""
     finder = _Finder(model, flow, seen, question)
@@ -131,7 +86,8 @@ def find(model: nn.Module, flow: Flow, seen: Seen, question: Question) -> list[S
         return sites
     if not finder.emptied and 2 * len(slots) <= len(free):  # the Identities are the model's own
         return find(model, flow, seen, replace(question, slots=False))
-    kept = [s if s.slot or s.layer in finder.took or s.reason else _never(s) for s in sites]
+    back = {site.slot for site in slots}
+    kept = [s if s.reason or s.slot or finder.had_one(s.layer, back) else _never(s) for s in sites]
     return [*kept, *(s for s in slots if s.layer == s.slot)]
 
 
@@ -176,6 +132,15 @@ class _Finder:
             site = self._behind_activation(site, nodes[0])
         reason = site.reason or by_flow(site, self.flow, nodes, last=module is self.seen.last)
         return replace(site, reason=reason) if reason else self._sized(site, module)
+
+    def had_one(self, layer: str, back: set[str]) -> bool:
+        """Whether a norm went into the layer that does not come back in a place of its own further down."""
+        starts = self.flow.calls_of(layer)
+        reached = (node for start in starts for node in down(start, self._bends))
+        return layer in self.took and not any(self.flow.path_of(node) in back for node in reached)
+
+    def _bends(self, node: fx.Node) -> bool:
+        return self.flow.role(node) in ("layer", "activation", "norm", "output")
 
     def without_layer(self, taken: set[str]) -> list[Site]:
         """The places of norms that went into the layer behind them, or further: no layer to speak of."""

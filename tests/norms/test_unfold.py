@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import bntool
 from bntool.edits import plan_of
 from sample_models.mobilenet import mobilenet
+from sample_models.preact_resnet import preact_resnet
 from sample_models.resnet import resnet
 from sample_models.unet import unet
 from sample_models.video3d import video3d
@@ -136,3 +137,12 @@ def test_norms_come_back_behind_a_flatten_and_ahead_of_a_layer(dtype: torch.dtyp
     again = bntool.apply_plan(Flattened().to(dtype), json.loads(json.dumps(plan_of(result.model))))
     again.load_state_dict(result.model.state_dict())
     assert torch.equal(again.eval()(x), result.model(x))
+
+
+def test_a_norm_behind_an_addition_comes_back_once() -> None:
+    """Folding put it into both branches, and gave them biases."""
+    model, x = randomized(preact_resnet()), torch.randn(4, 3, 32, 32)
+    folded = bntool.fold(model, x)
+    result = bntool.unfold(folded.model, x)
+    assert {e.name for e in result.report.inserted} == {e.name for e in folded.report.folded}
+    assert torch.allclose(result.model(x), model(x), atol=1e-4 * float(model(x).detach().abs().max()))
