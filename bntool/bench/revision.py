@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ HOOKS_OWN = (
     "GIT_OBJECT_DIRECTORY",
     "GIT_COMMON_DIR",
 )
+
+#: how a tree of git marks an entry that is a commit of another repository
+SUBMODULE = "160000"
 
 
 def revision_in(text: str) -> str:
@@ -73,6 +77,7 @@ def side_of(revision: str, folder: Path | None = None) -> Iterator[Side]:
         tree = Path(parent, "tree").resolve()
         try:
             git("worktree", "add", "--detach", "--quiet", str(tree), commit, folder=top)
+            fill_submodules(top, commit, tree)
             root = tree / here.relative_to(top)
             if not root.is_dir():
                 what = f"{commit[:9]} has no folder {here.relative_to(top)}"
@@ -81,6 +86,32 @@ def side_of(revision: str, folder: Path | None = None) -> Iterator[Side]:
         finally:
             # twice: also one that git had locked while it was being made. There may be none
             run_git("worktree", "remove", "--force", "--force", str(tree), folder=top)
+
+
+def fill_submodules(repository: Path, commit: str, tree: Path) -> None:
+    """Put the files of submodules into a worktree of `commit`, from where they are checked out in `repository`.
+
+    Those that are not checked out there either stay empty. Raises: LoadError for a commit that is not there.
+    """
+    for path, at in submodules(repository, commit):
+        source = repository / path
+        if not (source / ".git").exists():
+            continue
+        with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
+            if run_git("archive", f"--output={packed.name}", at, folder=source).returncode:
+                advice = f"Fetch it: git -C {path} fetch origin {at}"
+                raise LoadError(f"the submodule {path} lacks {at[:9]}", where="--against", next=advice)
+            with tarfile.open(packed.name) as files:
+                files.extractall(tree / path, filter="data")
+        fill_submodules(source, at, tree / path)
+
+
+def submodules(repository: Path, commit: str) -> Iterator[tuple[str, str]]:
+    """(path, commit) of every submodule that `commit` has."""
+    for entry in git("ls-tree", "-r", "-z", "--full-tree", commit, folder=repository).split("\0"):
+        about, _, path = entry.partition("\t")
+        if about.startswith(f"{SUBMODULE} "):
+            yield path, about.rsplit(" ", 1)[1]
 
 
 def toplevel(folder: Path) -> Path:

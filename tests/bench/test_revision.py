@@ -115,3 +115,41 @@ def test_git_is_in_a_session_of_its_own(repository: Path, monkeypatch: pytest.Mo
     )
     run_git("status", folder=repository)
     assert seen == [True]
+
+
+@pytest.fixture
+def with_submodule(repository: Path, tmp_path: Path) -> Path:
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "layers.py").write_text("width = 1\n")
+    for arguments in (("init", "-q"), ("add", "-A"), (*AUTHOR, "commit", "-qm", "first")):
+        assert run_git(*arguments, folder=library).returncode == 0
+    local = ("-c", "protocol.file.allow=always")
+    for arguments in (
+        (*local, "submodule", "--quiet", "add", str(library), "lib"),
+        (*AUTHOR, "commit", "-qm", "with it"),
+    ):
+        assert run_git(*arguments, folder=repository).returncode == 0
+    return repository
+
+
+def test_submodules_are_there_at_the_commit_of_the_revision(with_submodule: Path) -> None:
+    inner = with_submodule / "lib"
+    (inner / "layers.py").write_text("width = 2\n")
+    assert run_git(*AUTHOR, "commit", "-qam", "wider", folder=inner).returncode == 0
+    assert run_git(*AUTHOR, "commit", "-qam", "the wider one", folder=with_submodule).returncode == 0
+    for revision, width in (("HEAD~1", 1), ("HEAD", 2)):
+        with side_of(revision) as side:
+            assert Path(side.root).parent.joinpath("lib/layers.py").read_text() == f"width = {width}\n"
+    assert worktrees(with_submodule) == 1
+    assert (inner / "layers.py").read_text() == "width = 2\n"
+
+
+def test_a_submodule_without_the_commit_says_how_to_get_it(with_submodule: Path) -> None:
+    entry = f"160000,{'ab' * 20},lib"
+    assert run_git("update-index", "--cacheinfo", entry, folder=with_submodule).returncode == 0
+    assert run_git(*AUTHOR, "commit", "-qm", "elsewhere", folder=with_submodule).returncode == 0
+    with pytest.raises(LoadError, match="lib lacks ababababa") as caught, side_of("HEAD"):
+        pass
+    assert "git -C lib fetch" in caught.value.next
+    assert worktrees(with_submodule) == 1
