@@ -89,7 +89,7 @@ def side_of(revision: str, folder: Path | None = None) -> Iterator[Side]:
 
 
 def fill_submodules(repository: Path, commit: str, tree: Path) -> None:
-    """Put the files of submodules into a worktree of `commit`, from where they are checked out in `repository`.
+    """Put the files of submodules into a worktree of `commit`, from where `repository` has them checked out.
 
     Those that are not checked out there either stay empty. Raises: LoadError for a commit that is not there.
     """
