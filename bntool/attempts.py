@@ -17,10 +17,11 @@ def up(pairs: Pairs) -> list[Goal] | Blocked:
 
 
 def down(pairs: Pairs) -> list[Goal] | Blocked:
+    """The last call first: what is read behind several calls of one norm takes the nearest map outermost."""
     for call, _ in pairs:
         if call.watched or call.changed_by:
             return Blocked(call.watched or f"its output is changed in place by {call.changed_by}")
-    return [Cope(reader, port, m) for c, m in pairs for reader, port in c.users]
+    return [Cope(reader, port, m) for c, m in reversed(pairs) for reader, port in c.users]
 
 
 def scale_up(pairs: Pairs) -> list[Goal] | Blocked:

@@ -16,7 +16,7 @@ import numpy as np
 from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.kernels import Kernel, identity, negated, plus, scaled, then
 from bntool.branch_ops import OWN, Linear, is_sum, operand
-from bntool.graphs.base import Graph, Node
+from bntool.graphs.base import Graph, Node, storage
 
 #: ops with a weight; a merge has to save one of them, or add one up with something else
 WEIGHTED = ("conv", "linear")
@@ -104,8 +104,13 @@ class _Finder:
                 yield from self._region(operand)
 
     def _writable(self, form: Form, at: Node) -> bool:
-        """Whether the base is a value, unchanged when the new op reads it, and the type can hold the op."""
+        """Whether the base is a value, unchanged when the new op reads it, and the type can hold the op.
+
+        (The new op reads it where the last of the old ones stood: an in-place op may come before that.)
+        """
         dtype, base = self.graph.dtype(at), form.base
+        if any(reader.overwrites for value in storage(base) for reader, _ in value.users):
+            return False
         known = base.kind != "parameter" and not base.changed_by and self.graph.dtype(base) == dtype
         arrays = (form.kernel.weight, form.kernel.bias)
         largest = max(float(np.abs(values).max(initial=0)) for values in arrays)

@@ -15,12 +15,9 @@ from bntool.algebra.norms import norm_map
 from bntool.attempts import ATTEMPTS
 from bntool.changes import Change, Constants, same
 from bntool.globs import matches
-from bntool.graphs.base import Graph, Node, Param
+from bntool.graphs.base import SHARING, Graph, Node, Param
 from bntool.rewriting import OutOfRange
 from bntool.search import Absorb, Found, Goal, Search, is_norm, place
-
-#: kinds whose value may be their input's memory
-SHARING = ("layout", "identity")
 
 
 @dataclass(eq=False)

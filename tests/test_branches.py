@@ -263,3 +263,13 @@ def test_random_sums_compute_the_same(parts: list[tuple[str, int, int]], again: 
         return m.last(total) + total if again else m.last(total)
 
     merged(Block(forward, **layers, last=conv(1)), image())
+
+
+def test_a_value_that_an_in_place_op_changes_is_not_read_later_than_before() -> None:
+    def forward(net: Block, x: Tensor) -> Tensor:
+        y = net.norm(x)
+        early = net.first(y)
+        return y.relu_().mean() + net.second(early)
+
+    layers = {"norm": norm(), "first": conv(1), "second": conv(1)}
+    merged(Block(forward, **layers), image())

@@ -154,6 +154,22 @@ def test_parametrized_layers_are_baked_on_the_copy(how: str) -> None:
     assert "weight" not in dict(result[3].named_parameters())
 
 
+class ReadsItsComputedWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).tanh() + self.conv.weight.mean()
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_computed_weight_that_the_code_reads_is_not_baked(form: str) -> None:
+    _, report = folded(ReadsItsComputedWeight(), X, form=form)
+    assert "conv.weight is also used by" in reason(report)
+
+
 class Branchy(nn.Module):
     """Which way it goes depends on the data."""
 

@@ -129,6 +129,24 @@ def test_a_norm_applied_twice_and_once_behind_one_layer(again: bool) -> None:
     assert names(report.folded) == (["norm"] if again else [])
 
 
+@pytest.mark.parametrize("down", [False, True])
+def test_a_norm_applied_twice_with_a_gain_between(down: bool) -> None:
+    """The two maps differ by then, and in one order alone they make up the whole."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.gain = nn.Parameter(torch.randn(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.tanh() if down else self.conv(x)
+            z = self.norm(self.norm(y) * self.gain)
+            return self.conv(z) if down else z.tanh()
+
+    assert names(folded(Chain(), X)[1].folded) == ["norm"]
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

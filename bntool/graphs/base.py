@@ -136,6 +136,21 @@ class Graph(Protocol):
         """Every node that computes with the parameter `key`, including opaque ones."""
 
 
+#: kinds whose value may be their input's memory
+SHARING = ("layout", "identity")
+
+
+def storage(node: Node) -> list[Node]:
+    """The values that may be one piece of memory with this one's, itself included."""
+    while node.kind in SHARING and node.inputs:
+        node = node.inputs[0]
+    found, todo = list[Node](), [node]
+    while todo:
+        found.append(value := todo.pop())
+        todo += [reader for reader, _ in value.users if reader.kind in SHARING]
+    return found
+
+
 def doubled(kind: str, inputs: Sequence[Node]) -> bool:
     """Whether an op is `y + y`, which is `2 * y`: what passes that need not reach two operands alike."""
     return kind == "add" and len(inputs) == 2 and inputs[0] is inputs[1]

@@ -171,8 +171,14 @@ class Translator:
     def _parameter(self, node: fx.Node) -> Node:
         if str(node.target) in self.way.sizes.constants:
             return self._add(node, Spec("constant"))
-        tensor = attribute(self.part, str(node.target))
-        return self._add(node, Spec("parameter", (), {}, {"value": param_of(tensor, str(node.target))}))
+        path = str(node.target)
+        spec = Spec("parameter", (), {}, {"value": param_of(attribute(self.part, path), path)})
+        made = self._add(node, spec)
+        layer, parametrized, rest = path.partition(".parametrizations.")
+        if parametrized:  # what is computed from it cannot become a parameter of its own
+            key = ("computed", id(self.part.get_submodule(layer)), rest.partition(".")[0])
+            self.graph.reading.setdefault(key, []).append(made)
+        return made
 
     def _value(self, node: fx.Node) -> Node:
         if node in self.plain:
