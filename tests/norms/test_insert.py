@@ -93,6 +93,16 @@ def test_the_first_training_step_starts_from_the_same_function() -> None:
     assert preserved[0].relative_change > preserved[2].relative_change, "larger batches: nearer"
 
 
+def test_a_norm_at_its_usual_start_is_not_the_identity_even_in_eval_mode() -> None:
+    """x / sqrt(1 + eps): three norms of eps = 0.1 shrink the outputs, and the report says by how much."""
+    model, x = plain(), data()[0]
+    result = bntool.insert(model, x, init="fresh", bias="keep", eps=0.1)
+    norm = result.model.conv1.norm
+    assert torch.allclose(norm(x.repeat(1, 3, 1, 1)[:, :8]), x.repeat(1, 3, 1, 1)[:, :8] / math.sqrt(1.1))
+    assert result.report.eval.max_rel_error > 0.02
+    assert bntool.insert(model, x, eps=0.1).report.eval.max_rel_error < 1e-5
+
+
 def test_without_data_random_inputs_stand_in_and_the_report_says_so() -> None:
     report = bntool.insert(plain(), torch.randn(2, 3, 8, 8)).report
     assert "random" in report.data
@@ -181,6 +191,28 @@ def test_one_value_per_channel_is_left_out_by_n_eff_not_by_batch_size() -> None:
     assert [
         e.n_eff for e in bntool.insert(images, torch.randn(1, 3, 8, 8), batch_size=4).report.inserted
     ] == [144, 64]
+
+
+class Gate(nn.Module):
+    """A convolution over a 1x1 map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        return self.out(x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True))))
+
+
+def test_a_map_of_one_value_has_to_be_asked_for_and_needs_a_batch() -> None:
+    model, x = Gate().eval(), torch.randn(1, 3, 8, 8)
+    assert "squeeze-and-excite" in left_out(model, x)["gate"]
+    assert "one value per channel at batch size 1" in left_out(model, x, include=["gate"])["gate"]
+    entry = bntool.insert(model, x, include=["gate"], batch_size=16).report.inserted[0]
+    assert (entry.layer, entry.n_eff) == ("gate", 16)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        bntool.insert(model, x, include=["gate"], batch_size=16).model.train()(x)
 
 
 def test_nothing_is_normalised_twice() -> None:

@@ -261,3 +261,18 @@ def test_what_cannot_be_known_without_example_inputs_is_said() -> None:
     assert any("taken to be over images" in note for note in notes)
     assert any("erase the data" in note for note in notes)
     assert len(bntool.replace(model, "group", example_inputs=images()).report.notes) == 1
+
+
+def test_a_lazy_norm_becomes_a_sync_norm_of_the_size_the_inputs_give() -> None:
+    """`convert_sync_batchnorm` makes one of no channels."""
+    made = bntool.replace(nn.Sequential(nn.LazyBatchNorm2d()), "sync", example_inputs=images()).model[0]
+    assert type(made) is nn.SyncBatchNorm
+    assert made.num_features == 4
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(nn.LazyBatchNorm2d()).num_features == 0
+
+
+@pytest.mark.parametrize("to", ["sync", "group", "layer", "frozen", "renorm"])
+def test_the_device_is_kept(to: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4, device="meta"))
+    made = bntool.replace(model, to).model[0]
+    assert {t.device.type for t in (*made.parameters(), *made.buffers())} == {"meta"}
