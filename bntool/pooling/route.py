@@ -19,6 +19,8 @@ from bntool.pooling.batches import Call
 
 #: what is asked when a norm is about to run on a value; an answer stops the batch there
 Ask = Callable[[nn.Module, Tensor], Any]
+#: outputs besides tensors that can be compared; what an object's own comparison gives nobody knows
+PLAIN = (int, float, complex, bool, str, type(None))
 
 
 def traced(model: nn.Module) -> fx.Graph | None:
@@ -110,4 +112,4 @@ def _same(found: Any, wanted: Any) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+    return type(one) is type(other) and isinstance(one, PLAIN) and one == other

@@ -293,3 +293,27 @@ def test_a_model_that_amplifies_rounding_is_not_refused_for_that() -> None:
     assert report.eval.max_rel_error < 1e-11
     assert any("amplifies rounding" in note for note in report.notes)
     assert not any("amplifies" in note for note in bntool.insert(built(Two), images()).report.notes)
+
+
+class Parametrized(Two):
+    """torch gives the class of a parametrized layer a `__deepcopy__` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.a)
+
+
+def test_a_copy_of_a_parametrized_layer_with_a_norm_has_the_norm() -> None:
+    made = bntool.insert(built(Parametrized), images(), init="fresh").model
+    again = copy.deepcopy(made)
+    assert list(again.state_dict()) == list(made.state_dict())
+    assert type(again.a) is type(made.a)
+    again.a.norm.weight.data.fill_(3.0)
+    assert torch.equal(made.a.norm.weight, torch.ones(4)), "a copy of its own"
+    assert [e.name for e in bntool.calibrate(again, [images()]).report.calibrated] == ["a.norm", "b.norm"]
+
+
+@pytest.mark.parametrize("method", ["lockstep", "passes"])
+def test_calibrate_takes_outputs_of_any_class(method: str) -> None:
+    model = bntool.insert(built(Masked), images(), init="fresh").model
+    assert len(bntool.calibrate(model, [images()], method=method).report.calibrated) == 2
