@@ -23,6 +23,7 @@ h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; color: var(--soft); font-weight:
 p { margin: .4rem 0; max-width: 75ch; }
 .muted, .lead { color: var(--soft); }
 code { font-size: .92em; overflow-wrap: anywhere; }
+code.whole { white-space: nowrap; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 section { border-top: 1px solid var(--line); padding-top: 26px; margin-top: 34px; }
 .verdicts {
