@@ -44,8 +44,8 @@ def header(found: Document) -> str:
         f"<h1>What does {norm} norm do for this model?</h1>"
         f"<p class='lead'><code>{escape(found['model'])}</code> on <code>{escape(found['data'])}</code>: "
         f"{found['trials']} networks trained for {plan['steps']} steps or more, {plan['seeds']} seeds a "
-        f"comparison. A score is the {escape(found['score'])}. The same study again: <code class='whole'>--tier "
-        f"{plan['tier']} --seed {plan['seed']}</code>.</p>"
+        f"comparison. A score is the {escape(found['score'])}. The same study again: "
+        f"<code class='whole'>--tier {plan['tier']} --seed {plan['seed']}</code>.</p>"
         f"{listed if notes else ''}"
     )
 

@@ -134,10 +134,16 @@ def from_object(made: Any, name: str) -> Data:
         return from_arrays(made, name)
     if isinstance(made, tuple | list) and made and all(is_array(v) for v in made):
         return from_arrays(dict(zip(("x", "y", "x_test", "y_test"), made, strict=False)), name)
-    if isinstance(made, tuple) and len(made) == 2:
+    if len(made) == 2 if isinstance(made, tuple) else is_split(made):
         return Data(name, from_examples(made[0], name), from_examples(made[1], name))
     part = from_examples(made, name)
     return split(name, part.inputs, part.targets)
+
+
+def is_split(made: Any) -> bool:
+    """Whether it is a list of two data sets or loaders, as random_split gives them, not of two examples."""
+    kinds = (torch.utils.data.Dataset, torch.utils.data.DataLoader)
+    return isinstance(made, list) and len(made) == 2 and all(isinstance(part, kinds) for part in made)
 
 
 def is_array(value: Any) -> bool:

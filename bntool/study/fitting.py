@@ -117,11 +117,15 @@ def paired(data: Data) -> Data:
 def readout(output: Any) -> Tensor:
     """One row of numbers an example: the first tensor of a dict or tuple; maps and sequences are averaged.
 
-    Shapes: (N, K, ...) -> (N, K).
+    Shapes: (N, K, ...) -> (N, K); (N,) -> (N, 1).
     """
     while isinstance(output, Mapping | tuple | list):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     assert isinstance(output, Tensor), type(output)
+    if (
+        output.dim() < 2
+    ):  # one number an example, which a target of one number (N, 1) must not be broadcast to
+        return output.reshape(-1, 1)
     return output.flatten(2).mean(2) if output.dim() > 2 else output
 
 
@@ -130,8 +134,7 @@ def fit_targets(data: Data, output: Any) -> Data:
 
     Raises: UsageError when the output is too small for the targets.
     """
-    values = readout(output)
-    many = values.shape[1] if values.dim() > 1 else 1
+    many = readout(output).shape[1]
     notes = []
     raw = output
     while isinstance(raw, Mapping | tuple | list):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 
 from bntool.errors import LoadError, UsageError
 from bntool.study.data import REGRESSION, class_sorted
@@ -76,6 +76,10 @@ def test_objects_a_factory_may_give() -> None:
         assert data.classes == 3
     both = load_data((DataLoader(whole, batch_size=8), TensorDataset(X[:9], Y[:9])))
     assert (len(both.train), len(both.test)) == (60, 9)
+    parts = load_data(random_split(whole, [40, 20]))
+    assert (len(parts.train), len(parts.test)) == (40, 20)
+    two_examples = load_data([(X[0], 0), (X[1], 1)] * 10)
+    assert len(two_examples.train) + len(two_examples.test) == 20
 
 
 class Dicts(Dataset):

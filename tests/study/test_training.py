@@ -106,6 +106,9 @@ def test_scores() -> None:
     numbers = Part((torch.tensor([[1.0], [2.0], [3.0]]),), torch.tensor([[1.0], [2.0], [3.0]]))
     assert Scoring("regression")(nn.Identity(), numbers) == 1.0
     assert Scoring("regression")(nn.Linear(1, 1).requires_grad_(False).apply(zeroed), numbers) == 0.0
+    flat = Scoring("regression")
+    assert flat(nn.Flatten(0), numbers) == 1.0, "(N,) answers (N, 1): nothing is broadcast"
+    assert flat.loss(torch.tensor([1.0, 2.0, 3.0]), numbers.targets) == 0.0
     own = Scoring("regression", lambda o, t: (o - t).abs().mean() + 2, start_loss=8.0)
     assert own(nn.Identity(), numbers) == 0.75, "three quarters of the untrained loss are gone"
     assert own(nn.Linear(1, 1).apply(lambda m: nn.init.constant_(m.bias, 1e3)), numbers) == 0.0
