@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bntool.study.claims.base import Finding, called
+from bntool.study.claims.unlearnt import ADVICE, nothing_learnt
 from bntool.study.normstats import values_per_channel
 from bntool.study.plan import Plan
 from bntool.study.setting import Setting
@@ -73,6 +74,8 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
     harmed = [f for f in helps if f.verdict is Verdict.REVERSED]
     said = [f"Claim {f.number} {f.verdict}: {f.headline}" for f in (*shown, *harmed)]
     open_ = [f for f in helps if f.verdict is Verdict.INCONCLUSIVE]
+    if nothing_learnt(helps):
+        return UNDECIDED, [f"Networks that learn nothing settle nothing. {ADVICE}", *said]
     if not shown and open_:
         numbers = ", ".join(str(f.number) for f in open_)
         size = f"{plan.seeds} seeds and {plan.steps} steps"

@@ -9,6 +9,7 @@ from typing import Any
 from bntool.progress import Progress, silent
 from bntool.study.backends import Backend, Here
 from bntool.study.claims.base import Claim, Finding, Known, Needed
+from bntool.study.claims.unlearnt import unless_learnt
 from bntool.study.journal import Journal
 from bntool.study.plan import Plan
 from bntool.study.setting import Setting
@@ -77,7 +78,8 @@ def open_questions(
     findings = []
     for claim in claims:
         try:
-            findings.append(claim.judge(plan, Known(journal.results)))
+            known = Known(journal.results)
+            findings.append(unless_learnt(claim.judge(plan, known), known.asked.values()))
         except Needed as need:
             needed.update({t.key: t for t in need.trials})
     return sorted(needed.values(), key=lambda t: (-t.steps, t.key)), findings

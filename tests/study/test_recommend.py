@@ -37,6 +37,12 @@ def test_a_norm_is_advised_where_it_was_shown_to_help(verdict: Verdict, norm: st
     assert choose_norm(PLAN, all_helpful(verdict))[0] == norm
 
 
+def test_nothing_is_advised_where_nothing_was_learnt() -> None:
+    found = all_helpful(Verdict.SHOWN)
+    found["speed"] = replace(found["speed"], verdict=Verdict.INCONCLUSIVE, facts={"learnt": False})
+    assert choose_norm(PLAN, found)[0] == UNDECIDED
+
+
 @pytest.mark.parametrize(("effect", "norm"), [(YES, "layer"), (NO, "batch")])
 def test_another_norm_that_was_shown_to_be_better_is_advised(effect: Interval, norm: str) -> None:
     rival = Measure("layer over batch, shuffled batches", effect, 0.01, "of score", True)

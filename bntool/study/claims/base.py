@@ -30,12 +30,15 @@ class Known:
     """Results by trial. Asking for ones that are not there raises `Needed`, which the scheduler answers."""
 
     results: Mapping[str, Result]
+    asked: dict[str, Result] = field(default_factory=dict)
+    """Those that were asked for."""
 
     def all(self, trials: Iterable[Trial]) -> list[Result]:
         wanted = list(trials)
         missing = [t for t in wanted if t.key not in self.results]
         if missing:
             raise Needed(missing)
+        self.asked.update((t.key, self.results[t.key]) for t in wanted)
         return [self.results[t.key] for t in wanted]
 
 
