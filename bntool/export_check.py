@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch.utils import _pytree as pytree
 from bntool.report.agreement import Agreement, compare_all, tolerance_for
 from bntool.sources import onnx_run
 from bntool.sources.torch_onnx import Call, Traced
+
+Arrays = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,36 @@ def check_file(
 
     Raises: NotImplementedByRuntime where ONNX Runtime's CPU has no kernel for the dtype, RunError.
     """
-    calls = [call, call.resized(2 * call.batch + 1)] if traced.dynamic_batch else [call]
-    references = [[_array(value) for value in each(original)] for each in calls]
+    runs = _reference_runs(original, traced, call)
     if tolerance is None:
         tolerance = tolerance_for(_eps(original, call), traced.depth)
     checks = []
     for optimised in (False, True):
         session = onnx_run.session(path, optimised=optimised)
-        for each, reference in zip(calls, references, strict=True):
+        for each, reference in runs:
             feeds = dict(zip(traced.inputs, (_array(t) for t in each.tensors), strict=True))
             results = compare_all(traced.outputs, reference, onnx_run.run(session, feeds))
             checks.append(Check(optimised, each.batch, dtype_of(original, call), tolerance, results))
     return tuple(checks)
+
+
+def _reference_runs(original: nn.Module, traced: Traced, call: Call) -> list[tuple[Call, Arrays]]:
+    """What PyTorch computes on the inputs, and on others: an exporter may have taken data for constants.
+
+    Others of the same batch are left out where the model does not take them.
+    """
+    runs = [(call, _computed(original, call))]
+    if traced.dynamic_batch:
+        other = call.resized(2 * call.batch + 1)
+        return [*runs, (other, _computed(original, other))]
+    other = call.resized(call.batch)
+    with suppress(Exception):
+        runs.append((other, _computed(original, other)))
+    return runs
+
+
+def _computed(original: nn.Module, call: Call) -> Arrays:
+    return [_array(value) for value in call(original)]
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

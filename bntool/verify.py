@@ -116,6 +116,8 @@ def verify(
     allowed = tolerance_of(first, second) if tolerance is None else tolerance
     progress("verify", 0, 2)
     reference = first(inputs)
+    if not reference:
+        raise UsageError("the model returns no tensors", next="Pass --no-verify: nothing can be compared.")
     runs, notes = [_compared(batch_size(inputs), reference, second(inputs))], _remarks(reference, allowed)
     progress("verify", 1, 2)
     if second_batch:

@@ -153,7 +153,11 @@ def trace(
         _insist_on_dynamic(program, call)
     if opset is not None and traced.opset != opset:
         advice = f"Leave opset out, or ask for {traced.opset}."
-        raise RunError(f"torch cannot write opset {opset}, only {traced.opset}", where="opset", next=advice)
+        what = f"torch cannot write this model in opset {opset}: it came out in {traced.opset}"
+        raise RunError(what, where="opset", next=advice)
+    if not traced.outputs:
+        advice = "Return what it computes, in tuples, lists, dicts or dataclasses."
+        raise RunError("it returns no tensors", where=type(model).__name__, next=advice)
     return traced
 
 
