@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.copying import copied
-from bntool.lazy import is_lazy, stand_ins
+from bntool.lazy import sized
 from bntool.norms.kinds import spread_of_variance
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept
@@ -71,11 +71,12 @@ def health(model: nn.Module, example_inputs: Any = None, *, batch_size: int | No
 
     batch_size: the batch the model is trained with; by default that of the example inputs.
     """
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and not is_lazy(m)}
+    model = sized(model, None if example_inputs is None else example_call(model, example_inputs))
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     findings = [f for name, norm in norms.items() for f in _of_state(name, norm, model)]
     if example_inputs is None:
         return Health(None, [], [*findings, *_of_flow(model, norms, None)])
-    fresh = copied(model, stand_ins(model))
+    fresh = copied(model, {})
     example = example_call(fresh, example_inputs)
     with modes_kept(fresh), torch.no_grad():
         fresh.eval()

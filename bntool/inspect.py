@@ -7,6 +7,8 @@ from typing import Any
 
 from bntool.fold import fold
 from bntool.health import Health, health
+from bntool.lazy import sized
+from bntool.pooling.batches import example_call
 from bntool.result import SCHEMA_VERSION, FoldReport
 from bntool.sources.kinds import kind_of
 from bntool.sources.onnx_file import model_bytes
@@ -57,6 +59,8 @@ def inspect(model: Any, example_inputs: Any = None, *, batch_size: int | None = 
     """
     model, example_inputs = given(model, example_inputs)
     kind = kind_of(model)
+    if kind == "module":
+        model = sized(model, None if example_inputs is None else example_call(model, example_inputs))
     name = type(model).__name__ if kind == "module" else ""
     folding = fold(model, example_inputs, verify=False).report
     checks = health(model, example_inputs, batch_size=batch_size) if kind == "module" else None

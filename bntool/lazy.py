@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy as has_no_size
 
+from bntool.copying import copied
 from bntool.errors import UsageError
 from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call
@@ -54,3 +55,12 @@ def give_sizes(model: nn.Module, call: Call | None) -> None:
         )
     with state_kept(model), torch.no_grad():
         call.run(model.eval())
+
+
+def sized(model: nn.Module, call: Call | None) -> nn.Module:
+    """The model itself, or a copy in which all parts have sizes. Raises: UsageError without a call."""
+    if not has_lazy_parts(model):
+        return model
+    fresh = copied(model, stand_ins(model))
+    give_sizes(fresh, call)
+    return fresh

@@ -115,6 +115,7 @@ class _Finder:
         has_conv = any(isinstance(m, _ConvNd) and m in seen.outputs for m in model.modules())
         default = "all" if question.include else "conv" if has_conv else "linear"
         self.kinds = KINDS_OF[question.layers or default]
+        self.modules = dict(model.named_modules())
         self.took = paths_of(model, "add_bias") if question.slots else set()
         self.emptied = paths_of(model, "drop_norm") if question.slots else set()
 
@@ -150,7 +151,9 @@ class _Finder:
 
     def _idle(self, site: Site) -> nn.Module | None:
         """The Identity that stands there, if the norm can go back to it."""
-        identity = self.model.get_submodule(site.slot)
+        identity = self.modules.get(site.slot)  # None where the norm had a place only as long as it was there
+        if identity is None:
+            return None
         inputs = self.seen.inputs.get(identity, [])
         alike = len({tuple(value.shape[2:]) for value in inputs}) == 1
         asked = selected(site.slot, self.question.include, self.question.exclude)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+import bntool
+from bntool.errors import UsageError
 from bntool.health import Finding, health
 from tests.norms.nets import randomized
 
@@ -187,3 +189,14 @@ def test_statistics_that_do_not_move_are_just_that() -> None:
     before = model[1].running_mean.clone()
     model.train()(images())
     assert torch.equal(model[1].running_mean, before)
+
+
+def test_lazy_parts_are_looked_at_with_the_sizes_the_inputs_give() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    found = bntool.inspect(model, images())
+    assert found.size.parameters == 3 * 4 * 9 + 4 + 2 * 4 + 4 * 2 + 2
+    assert [f.check for f in found.health.findings] == ["never-updated", "bias-before-norm"]
+    assert isinstance(model[0].weight, nn.UninitializedParameter)
+    for look in (bntool.inspect, health):
+        with pytest.raises(UsageError, match="lazy"):
+            look(model)

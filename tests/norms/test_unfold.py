@@ -146,3 +146,21 @@ def test_a_norm_behind_an_addition_comes_back_once() -> None:
     result = bntool.unfold(folded.model, x)
     assert {e.name for e in result.report.inserted} == {e.name for e in folded.report.folded}
     assert torch.allclose(result.model(x), model(x), atol=1e-4 * float(model(x).detach().abs().max()))
+
+
+def test_norms_that_were_put_in_and_folded_away_are_put_in_again() -> None:
+    """Their places went with them: the layers stand where they stood at first."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.b(torch.relu(self.a(x)))))
+
+    model, x = Plain().eval(), torch.randn(4, 3, 8, 8)
+    folded = bntool.fold(bntool.insert(model, x).model, x).model
+    again = bntool.unfold(folded, x)
+    assert [e.name for e in again.report.inserted] == ["a.norm", "b.norm"]
+    assert torch.allclose(again.model(x), model(x), atol=1e-5)
