@@ -21,6 +21,12 @@ class BntoolError(Exception):
         return f"{head}. {self.next}" if self.next else head
 
 
+def on_one_line(text: object, most: int = 300) -> str:
+    """Somebody else's message: without line breaks, and cut short where it goes on and on."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 class UsageError(BntoolError):
     """The call itself makes no sense: an unknown option value, contradictory flags."""
 

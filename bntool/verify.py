@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bntool.errors import RunError, UsageError, VerificationError
+from bntool.errors import RunError, UsageError, VerificationError, on_one_line
 from bntool.progress import Progress, silent
 from bntool.report.agreement import Agreement, compare, tolerance_for
 from bntool.result import SCHEMA_VERSION
@@ -203,7 +203,7 @@ def _second_run(first: Runnable, second: Runnable, inputs: Any) -> tuple[list[Ru
     try:
         return [_compared(batch + 1, first(larger), second(larger))], []
     except RunError as problem:
-        return [], [f"one batch size only: with {batch + 1} items {problem.what[:100]}"]
+        return [], [f"one batch size only: with {batch + 1} items {on_one_line(problem.what, 200)}"]
 
 
 def leaves(inputs: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bntool.bench.protocol import Side
-from bntool.errors import LoadError, UsageError
+from bntool.errors import LoadError, UsageError, on_one_line
 from bntool.sources.refs import PythonRef, parse
 
 #: `git rev-parse --local-env-vars`, as far as a hook sets them
@@ -41,7 +41,7 @@ def git(*arguments: str, folder: Path) -> str:
     """Raises: LoadError with git's own words."""
     done = run_git(*arguments, folder=folder)
     if done.returncode:
-        said = " ".join(done.stderr.split())[:300]
+        said = on_one_line(done.stderr)
         advice = "In CI, check out with the whole history (fetch-depth: 0), or fetch that revision first."
         raise LoadError(f"git says: {said}", where=f"git {arguments[0]}", next=advice)
     return done.stdout.strip()

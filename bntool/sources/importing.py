@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from bntool.errors import LoadError
+from bntool.errors import LoadError, on_one_line
 from bntool.sources import origin
 from bntool.sources.refs import PythonRef
 
@@ -135,5 +135,5 @@ def surroundings(ref: PythonRef) -> Iterator[None]:
 
 def said(problem: BaseException) -> str:
     """An exception on one line."""
-    text = " ".join(str(problem).split())
-    return f"{type(problem).__name__}: {text[:300]}" if text else type(problem).__name__
+    text = on_one_line(problem)
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__

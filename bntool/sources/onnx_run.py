@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bntool.errors import RunError
+from bntool.errors import RunError, on_one_line
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -51,7 +51,7 @@ def output_names(session: Any) -> tuple[str, ...]:
 
 
 def _refusal(problem: Exception) -> RunError:
-    text = " ".join(str(problem).split())
+    text = on_one_line(problem, 400)
     unsupported = "NOT_IMPLEMENTED" in text or "bfloat16" in text
     kind = NotImplementedByRuntime if unsupported else RunError
-    return kind(f"ONNX Runtime refuses the model: {text[:400]}", next="Try another opset or dtype.")
+    return kind(f"ONNX Runtime refuses the model: {text}", next="Try another opset or dtype.")

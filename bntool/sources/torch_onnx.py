@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bntool.copying import own_inputs
-from bntool.errors import RunError, UsageError
+from bntool.errors import RunError, UsageError, on_one_line
 from bntool.sources.inputs import as_call
 from bntool.sources.outputs import parts
 
@@ -214,7 +214,9 @@ def _refusal(model: nn.Module, problem: Exception, dynamic_batch: bool) -> RunEr
     lines = [line.strip() for line in str(root).splitlines() if line.strip()] or [type(root).__name__]
     advice = "The batch may be fixed inside the model: leave dynamic_batch out. " if dynamic_batch else ""
     advice += "Control flow that depends on data needs torch.cond or torch.where."
-    return RunError(f"torch cannot export it: {lines[0][:300]}", where=type(model).__name__, next=advice)
+    return RunError(
+        f"torch cannot export it: {on_one_line(lines[0])}", where=type(model).__name__, next=advice
+    )
 
 
 @contextmanager
