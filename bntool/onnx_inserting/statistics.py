@@ -16,6 +16,7 @@ from bntool.algebra.affine import Array
 from bntool.errors import RunError
 from bntool.graphs.onnx_tensors import Store
 from bntool.sources import onnx_run
+from bntool.sources.inputs import in_words
 from bntool.sources.onnx_write import has_external_data, write
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -99,10 +100,20 @@ def _watched(model: ModelProto, names: Iterable[str]) -> ModelProto:
     return watched
 
 
+def _run(session: Any, feeds: Feeds, batch: int) -> list[NDArray[Any]]:
+    """Raises: RunError naming the batch and its shapes when the model does not take it."""
+    try:
+        return onnx_run.run(session, feeds)
+    except RunError as problem:
+        where = f"batch {batch} of the data, {in_words((), feeds)}"
+        advice = "Does it have the shapes and types that the graph asks for?"
+        raise RunError(problem.what, where=where, next=advice) from problem
+
+
 def _values(session: Any, names: list[str], work: Sequence[Feeds]) -> Iterator[tuple[str, Pooled]]:
     places = [onnx_run.output_names(session).index(name) for name in names]
     for batch, feeds in enumerate(work):
-        outputs = onnx_run.run(session, feeds)
+        outputs = _run(session, feeds, batch)
         for name, place in zip(names, places, strict=True):
             pooled = Pooled.of(outputs[place])
             if not (np.isfinite(pooled.mean).all() and np.isfinite(pooled.m2).all()):

@@ -166,6 +166,13 @@ def test_refusals_write_nothing(tmp_path: Path) -> None:
     bad[0, 0, 0, 0] = np.nan
     with pytest.raises(RunError, match="batch 1 gives NaN"):
         inserted(network(), tmp_path, data=[feeds(network())["x"], bad])
+    for wrong, words in (
+        (np.zeros((2, 5, 6, 6), np.float32), "float32"),
+        (np.zeros((2, 4, 6, 6)), "float64"),
+    ):
+        shape = "x".join(map(str, wrong.shape))
+        with pytest.raises(RunError, match=f"^batch 1 of the data, x:{shape}:{words}: ONNX Runtime"):
+            inserted(network(), tmp_path, data=[feeds(network())["x"], wrong])
     with pytest.raises(UsageError, match="empty"):
         inserted(network(), tmp_path, data=[])
     with pytest.raises(UsageError, match="opset 8"):
