@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bntool.errors import RunError, on_one_line
 
+OTHERWISE = "Try another opset or dtype."
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -54,4 +55,6 @@ def _refusal(problem: Exception) -> RunError:
     text = on_one_line(problem, 400)
     unsupported = "NOT_IMPLEMENTED" in text or "bfloat16" in text
     kind = NotImplementedByRuntime if unsupported else RunError
-    return kind(f"ONNX Runtime refuses the model: {text}", next="Try another opset or dtype.")
+    foreign = "not a registered function/op" in text
+    advice = "Pass --no-verify, and compare it where its operators are known." if foreign else OTHERWISE
+    return kind(f"ONNX Runtime refuses the model: {text}", next=advice)

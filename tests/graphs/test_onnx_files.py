@@ -13,7 +13,7 @@ import onnx_ir
 import pytest
 from onnx import ModelProto, external_data_helper, numpy_helper
 
-from bntool.errors import LoadError, UsageError, VerificationError
+from bntool.errors import LoadError, RunError, UsageError, VerificationError
 from bntool.fold import fold
 from bntool.fold_onnx import fold_file
 from bntool.onnx_folding import carry_out
@@ -227,3 +227,15 @@ def test_values_survive_to_the_last_bit_where_nothing_folds(tmp_path: Path) -> N
     )
     assert old.keys() == new.keys()
     assert all(np.array_equal(old[name], new[name]) for name in old)
+
+
+def test_operators_that_nobody_knows_fold_without_verification(tmp_path: Path) -> None:
+    proto = two_layers()
+    (output,) = proto.graph.output
+    proto.graph.node.append(onnx.helper.make_node("Own", [output.name], ["own"], domain="mine"))
+    proto.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    output.name = "own"
+    source = saved(proto, tmp_path / "a.onnx")
+    with pytest.raises(RunError, match="Pass --no-verify"):
+        fold_file(source, tmp_path / "b.onnx")
+    assert len(fold_file(source, tmp_path / "b.onnx", verify=False).folded) == 2
