@@ -16,8 +16,8 @@ from bntool.graphs.base import Node
 from bntool.graphs.fx_layers import counter_bytes
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Sizes
-from bntool.graphs.fx_trace import Way
 from bntool.graphs.fx_translate import Translator
+from bntool.graphs.fx_ways import Way
 
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3

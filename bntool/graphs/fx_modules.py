@@ -20,7 +20,7 @@ from bntool.graphs.fx_calls import (
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_kinds import PIECES
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
-from bntool.graphs.fx_trace import Way
+from bntool.graphs.fx_ways import Way
 
 
 @dataclass

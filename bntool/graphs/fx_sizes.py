@@ -127,7 +127,8 @@ class Sizes:
             return self.kwargs[name]
         if position < len(self.args):
             return self.args[position]
-        return node.args[0] if node.args and (self.args or self.kwargs) else UNKNOWN
+        default = node.args[0] if node.args and (self.args or self.kwargs) else None
+        return UNKNOWN if default is None else default
 
     def _call_module(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.module(name)

@@ -19,10 +19,7 @@ from torch.overrides import is_tensor_method_or_property
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
-from bntool.graphs.fx_untouched import untouched
 
-#: control flow is followed through at most so many ways
-MAX_PATHS = 16
 #: arguments of these types stand in the graph as they are
 LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
 IN_PLACE = {
@@ -32,10 +29,6 @@ IN_PLACE = {
     "__itruediv__": operator.itruediv,
     "__setitem__": operator.setitem,
 }
-
-
-class TooManyPaths(Exception):
-    """The control flow has more ways than are worth following."""
 
 
 class InPlace(fx.Proxy):
@@ -132,10 +125,11 @@ class Tracer(fx.Tracer):
     ) -> None:
         super().__init__(param_shapes_constant=False)
         self.as_given = as_given
-        """Whether arguments that `inputs` leave out are None, so that the graph takes them no more."""
+        """Whether arguments that `inputs` leave out have their defaults: the graph takes them no more."""
         self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
         self.sizes_decide = sizes_decide
         self.taken = 0
+        self.answers: dict[Any, bool] = {}
         self.measuring = False
         """Whether sizes are being worked out: modules then run as they are."""
         self.path = ""
@@ -170,14 +164,31 @@ class Tracer(fx.Tracer):
         return function, [self._default(place - is_module, a) for place, a in enumerate(arguments)]
 
     def _default(self, place: int, argument: Any) -> Any:
-        """None for an argument that is not given and None then: a value cannot be asked whether it is."""
-        if not self.as_given or self.inputs is None or not isinstance(argument, Value):
+        """What an argument with a default is: a fork where that is None, as no traced value ever is.
+
+        With `as_given` it is what the inputs make of it; who calls a module may do it another way.
+        """
+        if not isinstance(argument, Value) or not argument.node.args:
             return argument
-        args, kwargs = self.inputs
-        if argument.node.args != (None,) or place < len(args) or argument.node.target in kwargs:
+        default = argument.node.args[0]
+        if not self.as_given:
+            argument.node.meta["optional"] = True
+            return argument if default is not None or self._fork(argument.node) else None
+        args, kwargs = self.inputs if self.inputs is not None else ((), {})
+        if place < len(args) or argument.node.target in kwargs or type(default) not in LITERALS:
             return argument
         argument.node.meta["left_out"] = True
-        return None
+        return default
+
+    def _fork(self, node: fx.Node) -> bool:
+        """Which way to go, the same whenever the same is asked: both are gone, in different traces."""
+        question = asked(node)
+        if question not in self.answers:
+            if self.taken == len(self.decisions):
+                self.decisions.append(True)
+            self.answers[question] = self.decisions[self.taken]
+            self.taken += 1
+        return self.answers[question]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.frozen or self.is_leaf(m, module_qualified_name)
@@ -265,18 +276,17 @@ class Tracer(fx.Tracer):
         known = self.known(obj.node)
         if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
             return bool(known)
-        if self.taken == len(self.decisions):
-            self.decisions.append(True)
-        self.taken += 1
         self.watch.mark(obj, "which way the forward goes depends on this value")
-        return self.decisions[self.taken - 1]
+        return self._fork(obj.node)
 
     def _decides(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether a decision is the same whatever the inputs, or at least for other sizes of the batch."""
         assert self.sizes is not None
         if self.sizes.is_constant(obj.node):
             return True
-        return self.sizes_decide and self._whatever_the_batch(obj, known)
+        if not self.sizes_decide or asks_for_optional(obj.node):
+            return False
+        return self._whatever_the_batch(obj, known)
 
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether it is the same for batches of one, of one more, of many."""
@@ -294,56 +304,26 @@ class Tracer(fx.Tracer):
         return super().iter(obj)
 
 
+def asks_for_optional(node: fx.Node) -> bool:
+    """Whether a value derives from an argument that has a default: it may be given or not."""
+    todo, seen = [node], {node}
+    while todo:
+        value = todo.pop()
+        if value.meta.get("optional"):
+            return True
+        todo += [v for v in value.all_input_nodes if v not in seen]
+        seen.update(value.all_input_nodes)
+    return False
+
+
+def asked(node: fx.Node) -> Any:
+    """Equal for nodes that compute the same from the same, as `mode == "train"` does wherever it stands."""
+    plain = all(isinstance(a, fx.Node) or type(a) in LITERALS for a in node.args) and not node.kwargs
+    return (node.target, node.args) if plain and node.op == "call_function" else node
+
+
 def has_hooks(m: nn.Module) -> bool:
     """Whether somebody else's code runs when the module is called; a norm of its weight is not that."""
     if m._forward_hooks or m._backward_hooks or m._backward_pre_hooks:
         return True
     return bool(m._forward_pre_hooks) and len(m._forward_pre_hooks) > len(computed_by_hook(m))
-
-
-@dataclass
-class Way:
-    """One way through a module: its graph, its sizes, the values hooks see."""
-
-    graph: fx.Graph
-    sizes: Sizes
-    watched: dict[fx.Node, str]
-    rebound: set[str] = field(default_factory=set)
-    """Parameters and buffers in whose places the forward puts others."""
-    prefix: str = ""
-    """The path of the module that was traced, where it is a part of the model."""
-
-
-def ways_through(
-    root: nn.Module,
-    is_leaf: Callable[[nn.Module, str], bool],
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
-    *,
-    sizes_decide: bool = True,
-    as_given: bool = False,
-) -> list[Way] | str:
-    """Every way through `root`, or the path of the module that cannot be traced.
-
-    Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways. Arguments
-    that `inputs` leave out can be given to a graph or not; with `as_given` they are left out of it too.
-    """
-    ways: list[Way] = []
-    todo: list[list[bool]] = [[]]
-    while todo:
-        if len(ways) + len(todo) > MAX_PATHS:
-            return ""
-        decisions = todo.pop()
-        given = len(decisions)
-        tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
-        try:
-            with untouched(root) as rebound:
-                graph = tracer.run(root)
-        except Exception as error:
-            forked = bool(decisions)
-            if not (forked and isinstance(error, (AssertionError, ValueError))):
-                return tracer.failed_in or ""
-        else:
-            assert tracer.sizes is not None
-            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, rebound))
-        todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
-    return ways or ""

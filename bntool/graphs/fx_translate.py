@@ -28,7 +28,8 @@ from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
 from bntool.graphs.fx_sizes import attribute
-from bntool.graphs.fx_trace import Way, has_hooks
+from bntool.graphs.fx_trace import has_hooks
+from bntool.graphs.fx_ways import Way
 
 #: kinds whose parameters a plan may change
 OWNING = names(

@@ -11,8 +11,9 @@ from bntool.graphs.fx_calls import param_of
 from bntool.graphs.fx_kinds import is_leaf
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
-from bntool.graphs.fx_trace import has_hooks, ways_through
+from bntool.graphs.fx_trace import has_hooks
 from bntool.graphs.fx_translate import Translator
+from bntool.graphs.fx_ways import ways_through
 from bntool.graphs.reach import islands_of
 from bntool.graphs.recording import Recording, record
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.graphs.fx_leaves import ACTIVATIONS, LEAVES
-from bntool.graphs.fx_trace import Way
+from bntool.graphs.fx_ways import Way
 from bntool.graphs.islands import module_graph
 from bntool.norms.layers import FrozenBatchNorm
 from bntool.norms.stand_in import NormAct

@@ -1,0 +1,83 @@
+"""Arguments with defaults: a fold is right however the model is called, or the graph takes them no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bntool
+from tests.random_norms import randomise_norms
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.after = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def choose(self, y: Tensor, given: bool) -> Tensor:
+        """One norm behind one layer or behind another one; a second norm is the same either way."""
+        y = self.norm(y) if given else torch.relu(self.norm(torch.relu(y)))
+        return self.after(self.other(y))
+
+
+class Maybe(Base):
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        return self.choose(y if skip is None else y * 1.0, skip is not None)
+
+
+class Flag(Base):
+    def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+        y = self.conv(x)
+        return self.choose(y, True) if flag else self.choose(y, False)
+
+
+class Mode(Base):
+    def forward(self, x: Tensor, mode: str = "a") -> Tensor:
+        if mode == "b" and mode != "c":
+            return self.choose(self.conv(x), True)
+        return self.choose(self.conv(x), mode == "b")
+
+
+OTHER = {Maybe: torch.ones(()), Flag: True, Mode: "b"}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("other_way", [True, False])
+def test_a_module_folds_for_all_ways_it_can_be_called(
+    kind: type[nn.Module], with_inputs: bool, other_way: bool
+) -> None:
+    x = torch.randn(2, 3, 5, 5)
+    model = randomise_norms(kind().eval(), (x,))
+    arguments: tuple[Any, ...] = (x, OTHER[kind]) if other_way else (x,)
+    result = bntool.fold(model, arguments if with_inputs else None, verify=False)
+    assert [entry.name for entry in result.report.folded] == ["after"]
+    for call in ((x,), (x, OTHER[kind])):
+        torch.testing.assert_close(result.model(*call), model(*call), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OTHER)
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_graph_has_the_defaults_of_what_is_left_out(kind: type[nn.Module], with_inputs: bool) -> None:
+    x = torch.randn(2, 3, 5, 5)
+    model = randomise_norms(kind().eval(), (x,))
+    folded = bntool.fold(model, (x,) if with_inputs else None, form="graph", verify=False).model
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError):
+        folded(x, OTHER[kind])
+
+
+def test_a_way_that_the_model_itself_does_not_go_is_none() -> None:
+    class Needed(Base):
+        def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+            return self.norm(self.conv(x)) + skip.mean()  # type: ignore[union-attr]
+
+    x = torch.randn(2, 3, 5, 5)
+    model = randomise_norms(Needed().eval(), (x, x))
+    result = bntool.fold(model, (x, x))
+    assert [entry.name for entry in result.report.folded] == ["norm"]
