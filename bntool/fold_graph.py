@@ -71,7 +71,7 @@ def graph_form(
 
 
 def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
-    graph = module_graph(model, arguments, hooked_whole=True)
+    graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
     if len(graph.ways) != 1 or graph.notes or graph.ways[0].rebound or graph.ways[0].prefix:
         return None
     for name, tensor in graph.ways[0].sizes.constants.items():

@@ -36,7 +36,7 @@ def _merge(
     """None if the model cannot be traced in one way."""
     done: list[Merged] = []
     while True:
-        graph = module_graph(model, arguments, hooked_whole=True)
+        graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
         if len(graph.ways) != 1 or graph.notes:
             return None, []
         merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))

@@ -60,7 +60,7 @@ def as_graph(model: nn.Module, inputs: Inputs | None) -> tuple[fx.GraphModule, l
 
 
 def _traced(model: nn.Module, inputs: Inputs | None) -> FxGraph:
-    return module_graph(model, inputs, leaves=LEAVES, hooked_whole=True)
+    return module_graph(model, inputs, leaves=LEAVES, hooked_whole=True, as_given=True)
 
 
 def _is_whole(graph: FxGraph) -> bool:

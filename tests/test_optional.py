@@ -81,3 +81,28 @@ def test_a_way_that_the_model_itself_does_not_go_is_none() -> None:
     model = randomise_norms(Needed().eval(), (x, x))
     result = bntool.fold(model, (x, x))
     assert [entry.name for entry in result.report.folded] == ["norm"]
+
+
+def test_norms_are_put_where_the_model_as_it_is_called_has_layers() -> None:
+    """With `features` the second convolution is an output layer; nobody asks for them."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, features: bool = False) -> Tensor:
+            y = self.second(torch.relu(self.first(x)))
+            y = torch.relu(y if mask is None else y * mask)
+            return y if features else self.head(y.mean((2, 3)))
+
+    x, mask = torch.randn(4, 3, 9, 9), torch.rand(4, 4, 5, 5)
+    model = Plain().eval()
+    result = bntool.insert(model, x)
+    assert [site.layer for site in result.report.inserted] == ["first", "second"]
+    for call in ((x,), (x, mask), (x, mask, True)):
+        torch.testing.assert_close(result.model(*call), model(*call), rtol=1e-4, atol=1e-5)
+    folded = bntool.fold(result.model, x)
+    assert len(folded.report.folded) == 2
+    for call in ((x,), (x, mask), (x, mask, True)):
+        torch.testing.assert_close(folded.model(*call), model(*call), rtol=1e-4, atol=1e-5)

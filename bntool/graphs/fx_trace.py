@@ -6,93 +6,20 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.overrides import is_tensor_method_or_property
 
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
+from bntool.graphs.fx_values import Reader, Value
 
 #: arguments of these types stand in the graph as they are
 LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
-IN_PLACE = {
-    "__iadd__": operator.iadd,
-    "__isub__": operator.isub,
-    "__imul__": operator.imul,
-    "__itruediv__": operator.itruediv,
-    "__setitem__": operator.setitem,
-}
-
-
-class InPlace(fx.Proxy):
-    """A traced value that does not hide in-place arithmetic (fx notes `x *= 2` as `x * 2`)."""
-
-
-class Reader(fx.Tracer):
-    """Reads a pickled graph back, which runs its code once more."""
-
-    proxy_buffer_attributes = True
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return InPlace(node, self)
-
-
-class Value(InPlace):
-    """A traced value that knows sizes when they are asked for."""
-
-    def __index__(self) -> int:
-        return int(self._number())
-
-    def __int__(self) -> int:
-        return int(self._number())
-
-    def __float__(self) -> float:
-        return float(self._number())
-
-    def __len__(self) -> int:
-        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
-        if isinstance(known, (tuple, list, torch.Tensor)):
-            return len(known)
-        raise fx.proxy.TraceError("the length of a traced value is not known")
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        orig_method: Any,
-        types: Any,
-        args: tuple[Any, ...] | None = None,
-        kwargs: dict[str, Any] | None = None,
-    ) -> fx.Proxy:
-        """(fx searches all arguments for the tracer, however deep; mostly the first one has it.)"""
-        plain = type(orig_method) in (FunctionType, BuiltinFunctionType)
-        if args and type(args[0]) is cls and plain and not is_tensor_method_or_property(orig_method):
-            return args[0].tracer.create_proxy("call_function", orig_method, args, kwargs or {})
-        return super().__torch_function__(orig_method, types, args, kwargs)
-
-    def _number(self) -> Any:
-        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
-        if isinstance(known, (int, float, bool)):
-            return known
-        raise fx.proxy.TraceError("a number is read from data")
-
-
-def _in_place(name: str, function: Any) -> None:
-    def method(self: InPlace, *args: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, *args), {})
-
-    method.__name__ = name
-    setattr(InPlace, name, method)
-
-
-for _name, _function in IN_PLACE.items():
-    _in_place(_name, _function)
 
 
 @dataclass

@@ -26,16 +26,18 @@ def module_graph(
     *,
     leaves: tuple[type[nn.Module], ...] = (),
     hooked_whole: bool = False,
+    as_given: bool = False,
 ) -> FxGraph:
     """The graph of a module as the planner needs it: every way through it and its islands.
 
     Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
-    `hooked_whole` is for a graph that is to be run: modules with hooks are not looked into either, as it
-    would lose them, and arguments that `inputs` leave out are none of the graph's.
+    With `hooked_whole` neither are modules with hooks: a graph that is to be run would lose them. With
+    `as_given` arguments that `inputs` leave out have their defaults, and are none of the graph's.
     """
     graph = FxGraph(root)
     inside = wrapped(root)
-    trace_part(graph, root.get_submodule(inside), inside, inputs, leaves, hooked_whole, whole=True)
+    model = root.get_submodule(inside)
+    trace_part(graph, model, inside, inputs, leaves, hooked_whole, whole=True, as_given=as_given)
     done: set[str] = set()
     recording = record(root, inputs) if graph.dark else Recording()
     while graph.dark - done:
@@ -67,6 +69,7 @@ def trace_part(
     leaves: tuple[type[nn.Module], ...] = (),
     hooked_whole: bool = False,
     whole: bool = False,
+    as_given: bool = False,
 ) -> None:
     """Add every way through `part`; modules that cannot be traced become one opaque node each.
 
@@ -84,7 +87,7 @@ def trace_part(
         call_alone(graph, part, prefix)
         return
     while True:
-        ways = ways_through(part, leaf, known, sizes_decide=whole, as_given=hooked_whole)
+        ways = ways_through(part, leaf, known, sizes_decide=whole, as_given=as_given)
         if not isinstance(ways, str):
             break
         failed = joined(prefix, ways)

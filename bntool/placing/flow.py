@@ -117,12 +117,13 @@ def _joined(prefix: str, path: str) -> str:
 
 
 def module_flow(model: nn.Module, example: Call | None, *, hooked_whole: bool = False) -> Flow:
-    """The flow of `model`, whose forks on data are followed both ways.
+    """The flow of `model` as the example calls it; forks on data are followed both ways.
 
     With `hooked_whole` modules with hooks are not looked into: a graph that is run would lose the hooks.
     """
     inputs = None if example is None else (example.args, example.kwargs)
-    return Flow(model, module_graph(model, inputs, leaves=LEAVES, hooked_whole=hooked_whole).ways)
+    graph = module_graph(model, inputs, leaves=LEAVES, hooked_whole=hooked_whole, as_given=True)
+    return Flow(model, graph.ways)
 
 
 def role_of_module(module: nn.Module) -> str:
