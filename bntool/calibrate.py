@@ -115,7 +115,7 @@ def calibrate_(
     work = list(calls(model, data, inputs=inputs))
     _refuse_no_data(work, model)
     if has_lazy_parts(model):
-        give_sizes(model, next(iter(work), None))
+        give_sizes(model, work[0])
     norms, skipped = targets(model, tuple(include), tuple(exclude))
     if not norms:
         raise UsageError("no norm to calibrate", where="calibrate", next=_why(skipped))

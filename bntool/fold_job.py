@@ -16,7 +16,7 @@ from bntool.fold_module import fold_here, folded_copy
 from bntool.graphs.fx_baked import bake
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.islands import module_graph
-from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
+from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, sized
 from bntool.plan import Plan, make_plan
 from bntool.pooling.batches import Call
 from bntool.rewriting import OutOfRange
@@ -71,9 +71,11 @@ class Job:
         return folded
 
     def _give_sizes(self) -> None:
-        if not self.in_place:
-            self.base = self.model = copied(self.model, stand_ins(self.model))
-        give_sizes(self.model, None if self.inputs is None else Call(*self.inputs))
+        call = None if self.inputs is None else Call(*self.inputs)
+        if self.in_place:
+            give_sizes(self.model, call)
+        else:
+            self.base = self.model = sized(self.model, call)
 
     def _plan(self, barred: dict[Hashable, str]) -> None:
         if not barred:

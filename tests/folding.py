@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,27 @@ from tests.random_norms import randomise_norms
 
 #: float64 rounding through a handful of layers, relative to the largest output
 TOLERANCE = 1e-11
+
+
+class ConvNorm(nn.Module):
+    """A convolution and a norm; what is done with them is the subclass's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+
+class Block(nn.Module):
+    """Layers by name, and a forward as a function of them."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
 
 
 def prepared(model: nn.Module, *inputs: Tensor, seed: int = 0) -> nn.Module:

@@ -17,7 +17,7 @@ import bntool
 from bntool import rewriting
 from bntool.blame import first_wrong
 from bntool.errors import VerificationError
-from tests.folding import prepared
+from tests.folding import ConvNorm, prepared
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 #: the damaged layer is known by its weight's shape
@@ -97,12 +97,8 @@ def test_the_norm_of_a_wrong_fold_is_named(
 DICE = np.random.default_rng(0)
 
 
-class Moody(nn.Module):
+class Moody(ConvNorm):
     """Draws numbers that no seed of torch's decides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)) * DICE.uniform()

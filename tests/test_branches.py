@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,23 +12,11 @@ from torch import Tensor, nn
 
 from bntool.merging import Merged, merge_branches
 from sample_models.repvgg import example_inputs, repvgg
+from tests.folding import Block
 from tests.random_norms import randomise_norms
 
 CONVS = (nn.modules.conv._ConvNd, nn.Linear)
 NORM = nn.modules.batchnorm._NormBase
-
-
-class Block(nn.Module):
-    """Layers by name and a forward as a function of them: what the cases below are written in."""
-
-    def __init__(self, forward: Callable[[Block, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def count(model: nn.Module, kinds: type | tuple[type, ...]) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bntool.fold import fold, fold_
-from tests.folding import error, folded, names, prepared, reason
+from tests.folding import ConvNorm, error, folded, names, prepared, reason
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -97,11 +97,7 @@ def test_a_norm_goes_down_through_a_value_that_is_doubled() -> None:
 
 
 def test_a_second_call_whose_result_nobody_reads_folds_the_norm_once() -> None:
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-
+    class Idle(ConvNorm):
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
             result, _ = self.norm(y), self.norm(y)
@@ -115,11 +111,7 @@ def test_a_second_call_whose_result_nobody_reads_folds_the_norm_once() -> None:
 def test_a_norm_applied_twice_and_once_behind_one_layer(again: bool) -> None:
     """Two paths through it want the map squared of the layer; with a path of one call they disagree."""
 
-    class Chain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-
+    class Chain(ConvNorm):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             y = self.conv(x)
             short = self.norm(y)
@@ -133,10 +125,9 @@ def test_a_norm_applied_twice_and_once_behind_one_layer(again: bool) -> None:
 def test_a_norm_applied_twice_with_a_gain_between(down: bool) -> None:
     """The two maps differ by then, and in one order alone they make up the whole."""
 
-    class Chain(nn.Module):
+    class Chain(ConvNorm):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
             self.gain = nn.Parameter(torch.randn(4, 1, 1))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -164,11 +155,7 @@ def test_tied_weights_are_never_written() -> None:
     assert result.a.weight is result.b.weight
 
 
-class ReadsItsWeight(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-
+class ReadsItsWeight(ConvNorm):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)) + self.conv.weight.sum()
 

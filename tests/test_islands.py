@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bntool.fold import fold, fold_
-from tests.folding import error, folded, names, prepared, reason
+from tests.folding import ConvNorm, error, folded, names, prepared, reason
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -82,12 +82,8 @@ def test_a_model_that_raises_says_so() -> None:
     assert "the model raises ValueError" in reason(fold(model.eval(), X, verify=False).report)
 
 
-class Forked(nn.Module):
+class Forked(ConvNorm):
     """Sizes that another caller may give take another way, on which the conv feeds the norm no more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)

@@ -126,9 +126,7 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """(Without what fx notes of where a node came from.)"""
         node = self.graph.create_node(*args, **kwargs)
-        if isinstance(
-            node.type, str
-        ):  # an annotation in quotes is a name that a pickled graph would not find
+        if isinstance(node.type, str):  # quoted: a name that a pickled graph would not find
             node.type = None
         node.meta["at"] = self.path
         return node

@@ -58,17 +58,17 @@ class Flow:
 
     def path_of(self, node: fx.Node) -> str:
         """The module that was running when this node's value was made; the module itself for a call of it."""
-        return _joined(self._prefix(node), str(node.meta.get("at", "")))
+        return _joined(self._way(node).prefix, str(node.meta.get("at", "")))
 
-    def _prefix(self, node: fx.Node) -> str:
-        return next(way.prefix for way in self.ways if way.graph is node.graph)
+    def _way(self, node: fx.Node) -> Way:
+        return next(way for way in self.ways if way.graph is node.graph)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.model.get_submodule(self.path_of(node)) if node.op == "call_module" else None
 
     def is_island(self, node: fx.Node) -> bool:
         """Whether the node is in a part whose surroundings are not known."""
-        return bool(self._prefix(node))
+        return bool(self._way(node).prefix)
 
     def readers(self, tensor: Tensor) -> list[tuple[fx.Node, fx.Node]]:
         """Every node that reads a parameter otherwise than by calling its module, with who uses that."""
@@ -85,7 +85,7 @@ class Flow:
 
     def value(self, node: fx.Node) -> Any:
         """What is known of a node's value: a tensor with sizes, or a number."""
-        return next(way.sizes for way in self.ways if way.graph is node.graph).value(node)
+        return self._way(node).sizes.value(node)
 
     def names(self, module: nn.Module) -> list[str]:
         """Every qualified name of a module."""

@@ -33,6 +33,17 @@ class Chain(nn.Module):
         return self.second(self.conv(torch.relu(self.first(x))))
 
 
+class Two(nn.Module):
+    """Two convolutions that take norms, and the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
 def seeded_chain() -> nn.Module:
     """The same Chain in every process."""
     torch.manual_seed(7)

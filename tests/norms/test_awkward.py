@@ -11,24 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bntool
-from tests.norms.nets import randomized
+from tests.norms.nets import Two, randomized
 
 FORMS = pytest.mark.parametrize("form", ["module", "graph"])
 
 
 def images() -> Tensor:
     return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-class Two(nn.Module):
-    """Two convolutions that take norms, and the output layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.relu(self.b(F.relu(self.a(x)))))
 
 
 def built(kind: type[nn.Module]) -> nn.Module:

@@ -15,7 +15,7 @@ from sample_models.preact_resnet import preact_resnet
 from sample_models.resnet import resnet
 from sample_models.unet import unet
 from sample_models.video3d import video3d
-from tests.norms.nets import randomized
+from tests.norms.nets import Two, randomized
 
 SHAPES = {resnet: (4, 1, 8, 8), mobilenet: (2, 3, 32, 32), unet: (2, 3, 32, 32), video3d: (2, 3, 4, 16, 16)}
 
@@ -151,15 +151,7 @@ def test_a_norm_behind_an_addition_comes_back_once() -> None:
 def test_norms_that_were_put_in_and_folded_away_are_put_in_again() -> None:
     """Their places went with them: the layers stand where they stood at first."""
 
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.relu(self.b(torch.relu(self.a(x)))))
-
-    model, x = Plain().eval(), torch.randn(4, 3, 8, 8)
+    model, x = Two().eval(), torch.randn(4, 3, 8, 8)
     folded = bntool.fold(bntool.insert(model, x).model, x).model
     again = bntool.unfold(folded, x)
     assert [e.name for e in again.report.inserted] == ["a.norm", "b.norm"]

@@ -15,21 +15,9 @@ from torch import Tensor, nn
 from bntool.algebra.affine import ChannelAffine
 from bntool.algebra.linear import absorb, in_channels, out_channels
 from bntool.algebra.norms import norm_map
+from tests.folding import Block
 
 Run = Callable[[Any, Tensor], Any]
-
-
-class Net(nn.Module):
-    """`run(self, x)` over the layers."""
-
-    def __init__(self, run: Run, layers: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 @dataclass(frozen=True)
@@ -48,11 +36,11 @@ class Case:
     train: bool = False
     prepare: Callable[[Any], None] = lambda net: None
 
-    def net(self) -> Net:
+    def net(self) -> Block:
         """Layers `conv`, `norm` and `next` are there unless others are given."""
         torch.manual_seed(0)
         made = {**STANDARD, **self.layers}
-        return Net(self.run, {name: make() for name, make in made.items()})
+        return Block(self.run, **{name: make() for name, make in made.items()})
 
     def forced(self, net: nn.Module) -> nn.Module:
         wrong = copy.deepcopy(net)
