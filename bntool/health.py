@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from bntool.copying import copied
+from bntool.hidden_biases import HiddenBias, hidden_biases
 from bntool.lazy import sized
 from bntool.norms.kinds import spread_of_variance
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import modes_kept
-from bntool.placing.flow import Flow, called, module_flow, up, value_readers
+from bntool.placing.flow import Flow, called, module_flow, up
 from bntool.placing.seen import Seen, watch
 from bntool.placing.state import observe, random_calls
 from bntool.pooling.batches import Call, example_call
@@ -171,30 +171,21 @@ def _of_size(size: NormSize, batch_size: int) -> Iterator[Finding]:
 
 
 def _of_flow(model: nn.Module, norms: dict[str, _BatchNorm], example: Call | None) -> Iterator[Finding]:
+    hidden = hidden_biases(model, None if example is None else (example.args, example.kwargs))
+    yield from map(_of_bias, hidden)
     flow = module_flow(model, example)
-    for name, norm in norms.items():
-        if norm.training or not model.training:
-            for node in flow.calls_of(name)[:1]:
-                for layer in (n for n in node.all_input_nodes if _feeds_it_alone(flow, n)):
-                    yield from _of_bias(name, flow.path_of(layer), model)
     shifted = {name: found for name in norms if (found := _dropouts_before(flow, name))}
     shifts = _shifts(model, list(shifted), example) if shifted and example is not None else {}
     for name, dropouts in shifted.items():
         yield from _of_dropout(name, dropouts, shifts.get(name))
 
 
-def _feeds_it_alone(flow: Flow, node: fx.Node) -> bool:
-    """Whether it is a layer with a bias for each channel of the norm, and nobody else reads it."""
-    layer = flow.module(node)
-    value = flow.value(node)
-    over_channels = isinstance(layer, _ConvNd) or not isinstance(value, Tensor) or value.dim() == 2
-    return flow.role(node) == "layer" and over_channels and len(value_readers(node)) == 1
-
-
-def _of_bias(name: str, layer: str, model: nn.Module) -> Iterator[Finding]:
-    if isinstance(getattr(model.get_submodule(layer), "bias", None), Tensor):
-        what = f"the bias of {layer} has no effect in training: the norm takes the mean out again"
-        yield Finding("bias-before-norm", name, "note", what, f"Build {layer} with bias=False.")
+def _of_bias(hidden: HiddenBias) -> Finding:
+    own = hidden.bias == f"{hidden.layer}.bias"
+    bias = f"the bias of {hidden.layer}" if own else f"{hidden.bias}, the bias of {hidden.layer},"
+    what = f"{bias} has no effect in training: the norm takes the mean out again"
+    do = f"Build {hidden.layer} with bias=False." if own else f"Call {hidden.layer} without a bias."
+    return Finding("bias-before-norm", hidden.norm, "note", what, do)
 
 
 def _dropouts_before(flow: Flow, name: str) -> list[str]:

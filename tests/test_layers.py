@@ -37,6 +37,7 @@ FLOORS = (
             "calibrate",
             "replace",
             "health",
+            "hidden_biases",
             "lazy",
             "verify",
             "blame",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from torch import nn
 import bntool
 from bntool.errors import UsageError
 from bntool.health import Finding, health
-from tests.norms.nets import randomized
+from tests.norms.nets import Two, randomized
 
 
 def sound() -> nn.Sequential:
@@ -141,6 +144,76 @@ def test_a_bias_that_counts_is_not_called_useless() -> None:
     assert not checks(randomized(over_rows), images()), "a bias for each column, not for each channel"
     after = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
     assert not checks(randomized(after), images())
+
+
+class Reaching(nn.Module):
+    """Two convolutions, one by function call, whose values reach a norm through what lies between."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> None:
+        super().__init__()
+        self.conv, self.norm, self.between = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), between
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x) + nn.functional.conv2d(x, self.weight, self.bias)
+        return self.norm(self.between(y))
+
+
+def effects_in_training(model: nn.Module) -> dict[str, float]:
+    """How far the outputs in train mode move when a bias does."""
+    model, x = copy.deepcopy(model).double().train(), images().double()
+    moved = {}
+    for name in ("conv.bias", "bias"):
+        old = model(x)
+        with torch.no_grad():
+            model.get_parameter(name).add_(torch.arange(1.0, 5.0))
+        moved[name] = float((model(x) - old).detach().abs().max())
+    return moved
+
+
+PASSED: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    torch.clone,
+    partial(nn.functional.avg_pool2d, kernel_size=2),
+    partial(nn.functional.max_pool2d, kernel_size=3, padding=1),
+    partial(nn.functional.pixel_shuffle, upscale_factor=1),
+    lambda y: nn.functional.interpolate(2 * y, scale_factor=2.0) - y.mean((2, 3), keepdim=True),
+    lambda y: y.flip(1),
+]
+STOPPED: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    torch.relu,
+    partial(nn.functional.avg_pool2d, kernel_size=3, padding=1),
+    partial(nn.functional.pad, pad=(1, 1, 1, 1)),
+    partial(nn.functional.dropout, p=0.5),
+    lambda y: y * y,
+    lambda y: y.reshape(-1, 2, 2, 6, 6).transpose(1, 3).reshape(-1, 4, 6, 6),
+    lambda y: y[:, :1] * y,
+]
+
+
+@pytest.mark.parametrize("between", PASSED)
+def test_biases_that_reach_the_norm_another_way_have_no_effect_either(between: Any) -> None:
+    model = randomized(Reaching(between))
+    assert max(effects_in_training(model).values()) < 1e-9
+    found = health(model, images()).findings
+    assert {(f.check, f.where) for f in found} == {("bias-before-norm", "norm")}
+    assert sorted(f.what.split(" has")[0] for f in found) == ["bias, the bias of conv2d,", "the bias of conv"]
+
+
+@pytest.mark.parametrize("between", STOPPED)
+def test_biases_that_something_else_sees_first_have_an_effect(between: Any) -> None:
+    model = randomized(Reaching(between))
+    assert min(effects_in_training(model).values()) > 1e-3
+    assert "bias-before-norm" not in checks(model, images())
+
+
+def test_insert_and_inspect_agree_on_which_biases_have_no_effect() -> None:
+    for form in ("module", "graph"):
+        result = bntool.insert(randomized(Two()), images(), form=form)
+        assert [e.bias for e in result.report.inserted] == ["dropped", "dropped"]
+        assert "bias-before-norm" not in checks(result.model, images())
+        kept = bntool.insert(randomized(Two()), images(), form=form, bias="keep")
+        hidden = [f for f in health(kept.model, images()).findings if f.check == "bias-before-norm"]
+        assert [e.name for e in kept.report.inserted] == [f.where for f in hidden]
 
 
 class DropsByCall(nn.Module):
