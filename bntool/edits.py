@@ -23,6 +23,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
+from bntool.norms.layers import BatchNormAct
 from bntool.norms.stand_in import NormAct, Normed, StandIn
 from bntool.specs import build, first_tensor
 from bntool.tracing import as_graph, call_at, note, restored
@@ -129,12 +130,17 @@ def _replace(model: nn.Module, edit: Edit) -> None:
     `keeps` (optional) says that the new norm goes on with the old one's dropout and activation.
     """
     old = model.get_submodule(edit["path"])
-    new = build(edit["module"], like=old)
-    if first_tensor(old) is None and (other := first_tensor(model)) is not None:
-        new.to(device=other.device, dtype=other.dtype)
+    new = _in_place_of(old, model, edit)
     if edit.get("keeps"):
         new = NormAct(new, *(old.get_submodule(part) for part in ("drop", "act")))
     exchange(model, {id(old): new})
+
+
+def _in_place_of(old: nn.Module, model: nn.Module, edit: Edit) -> nn.Module:
+    new = build(edit["module"], like=old)
+    if first_tensor(old) is None and (other := first_tensor(model)) is not None:
+        new.to(device=other.device, dtype=other.dtype)
+    return new
 
 
 def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
@@ -177,6 +183,20 @@ def _drop_norm(model: nn.Module, edit: Edit) -> None:
     gone = nn.Identity().train(old.training)
     left = gone if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     exchange(model, {id(old): left})
+
+
+def _undrop_norm(model: nn.Module, edit: Edit) -> None:
+    """{"op": "undrop_norm", "path", "module", "keeps"}: a norm is back, ahead of what `drop_norm` left of
+    one: a batch norm with the keys that it had.
+    """
+    left, names = model.get_submodule(edit["path"]), edit["keeps"]
+    parts = dict(zip(names, [left] if len(names) == 1 else left.children(), strict=True))
+    new = _in_place_of(left, model, edit)
+    drop, act = (parts.get(name, nn.Identity()) for name in ("drop", "act"))
+    if isinstance(new, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        exchange(model, {id(left): BatchNormAct(new, drop, act)})
+    else:
+        exchange(model, {id(left): NormAct(new, drop, act)})
 
 
 def _bake(model: nn.Module, edit: Edit) -> None:
@@ -222,6 +242,7 @@ OPS: dict[str, Callable[[nn.Module, Edit], nn.Module | None]] = {
     "attach": _attach,
     "detach": _detach,
     "drop_norm": _drop_norm,
+    "undrop_norm": _undrop_norm,
     "bake": _bake,
     "add_bias": _add_bias,
     "drop_bias": _drop_bias,

@@ -49,6 +49,25 @@ class _AnyRank(_BatchNorm):
             raise ValueError(f"expected (N, C, *), got {input.dim()} dimensions")
 
 
+class BatchNormAct(_AnyRank):
+    """act(drop(norm(x))), with the state-dict keys of timm's `BatchNormAct2d` and its like.
+
+    Its parameters and buffers are those of `norm`.
+    Shapes: (N, C, *) -> the same.
+    """
+
+    def __init__(self, norm: _BatchNorm, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
+        self._parameters.update(norm._parameters)
+        self._buffers.update(norm._buffers)
+        self.drop, self.act = drop, act
+        self.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.act(self.drop(super().forward(input)))
+        return result
+
+
 class GhostBatchNorm(_AnyRank):
     """Batch norm over virtual batches: in training each `virtual_batch_size` samples have their own
     statistics.

@@ -58,7 +58,8 @@ def _put(
         apply(model, {"op": "drop_bias", "path": site.layer})
     if site.slot:
         path = site.slot
-        apply(model, {"op": "replace", "path": path, "module": planned.spec})
+        kept = {"op": "undrop_norm", "keeps": list(site.keeps)} if site.keeps else {"op": "replace"}
+        apply(model, {**kept, "path": path, "module": planned.spec})
     elif sequence is not None:
         path = _grow(model, planned, sequence, index)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
@@ -21,6 +21,7 @@ from bntool.placing.flow import (
     norm_before,
     reads_input,
     value_readers,
+    within,
 )
 from bntool.placing.seen import Seen
 
@@ -40,9 +41,9 @@ class Site:
     """One candidate. A norm goes there unless `reason` says why not.
 
     `layer` is the layer's qualified name and `at` that of the module behind which the norm goes (ahead of
-    which, with where="before-layer"): the layer, or its activation. `slot` is an Identity that stands where
-    the norm goes, as a folded norm leaves it. `values` is how many values a channel has in the example
-    inputs.
+    which, with where="before-layer"): the layer, or its activation. `slot` is what a folded norm leaves where
+    it was and this one goes: an Identity, or the activation that was part of it. `values` is how many values
+    a channel has in the example inputs.
     """
 
     layer: str
@@ -51,6 +52,8 @@ class Site:
     setting: Setting | None = None
     values: int = 0
     slot: str = ""
+    keeps: tuple[str, ...] = ()
+    """What stands in the slot besides: the dropout, the activation that ran in the norm's own class."""
     reason: str = ""
     node: fx.Node | None = None
     """Graph form: the node behind which (ahead of which) the norm goes."""
@@ -118,12 +121,14 @@ class _Finder:
         self.modules = dict(model.named_modules())
         self.took = paths_of(model, "add_bias") if question.slots else set()
         self.emptied = paths_of(model, "drop_norm") if question.slots else set()
+        self.left = dict(self._left()) if question.slots else {}
 
     def site(self, name: str, module: nn.Module) -> Site:
         site = Site(name, name, self.question.where)
         nodes = self.flow.calls_of(name)
         if nodes and self.question.where == "before-activation":
-            site = replace(site, slot=self._slot(nodes[0]))
+            slot = self._slot(nodes[0])
+            site = replace(site, slot=slot, keeps=self.left.get(slot, ()))
         reason = self._not_asked(site, module) or self._by_run(site, module, nodes)
         if reason:
             return replace(site, reason=reason)
@@ -133,6 +138,14 @@ class _Finder:
             site = self._behind_activation(site, nodes[0])
         reason = site.reason or by_flow(site, self.flow, nodes, last=module is self.seen.last)
         return replace(site, reason=reason) if reason else self._sized(site, module)
+
+    def _left(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """What norms left in their places, and as what it was theirs, but for Identities."""
+        dropped = [edit for edit in recorded(self.model) if edit["op"] == "drop_norm" and edit["keeps"]]
+        for edit in dropped:
+            module = self.modules.get(edit["path"])
+            if module is not None and len(self.flow.names(module)) == 1:
+                yield edit["path"], tuple(edit["keeps"])
 
     def had_one(self, layer: str, back: set[str]) -> bool:
         """Whether a norm went into the layer that does not come back in a place of its own further down."""
@@ -146,7 +159,8 @@ class _Finder:
     def without_layer(self, taken: set[str]) -> list[Site]:
         """The places of norms that went into the layer behind them, or further: no layer to speak of."""
         free = sorted(self.emptied - taken)
-        sites = [Site(path, path, self.question.where, slot=path) for path in free]
+        where = self.question.where
+        sites = [Site(path, path, where, slot=path, keeps=self.left.get(path, ())) for path in free]
         return [self._sized(site, identity) for site in sites if (identity := self._idle(site)) is not None]
 
     def _idle(self, site: Site) -> nn.Module | None:
@@ -157,7 +171,8 @@ class _Finder:
         inputs = self.seen.inputs.get(identity, [])
         alike = len({tuple(value.shape[2:]) for value in inputs}) == 1
         asked = selected(site.slot, self.question.include, self.question.exclude)
-        return identity if type(identity) is nn.Identity and alike and asked else None
+        empty = type(identity) is nn.Identity or site.slot in self.left
+        return identity if empty and alike and asked else None
 
     def _not_asked(self, site: Site, module: nn.Module) -> str:
         if matches(site.layer, self.question.exclude):
@@ -205,19 +220,24 @@ class _Finder:
         return replace(site, at=path)
 
     def _slot(self, node: fx.Node) -> str:
-        """The Identity that alone reads the layer, if there is one, called as often as the layer."""
-        users = value_readers(node)
-        while self.question.slots and len(users) == 1 and called(users[0]) in MOVES:
+        """What a norm has left behind the layer, if that alone reads it, and is called as often."""
+        users = value_readers(node) if self.question.slots else []
+        while len(users) == 1 and called(users[0]) in MOVES and not self._place(users[0]):
             users = value_readers(users[0])
-        identity = self.flow.module(users[0]) if len(users) == 1 else None
-        if type(identity) is not nn.Identity:
-            return ""
+        places = {self._place(user) for user in users}
+        path = places.pop() if len(places) == 1 else ""
         layer = self.flow.module(node)
-        calls = len(self.seen.outputs.get(identity, ()))
-        as_often = layer is not None and calls == len(self.seen.outputs.get(layer, ()))
-        path = self.flow.path_of(users[0])
-        never = bool(self.emptied) and path not in self.emptied  # an Identity of the model's own
-        return path if as_often and not never else ""
+        if not path or layer is None:
+            return ""
+        calls = len(self.seen.outputs.get(self.model.get_submodule(path), ()))
+        return path if calls == len(self.seen.outputs.get(layer, ())) else ""
+
+    def _place(self, node: fx.Node) -> str:
+        """The Identity that the node is, or the rest of a norm that it is part of; not the model's own."""
+        path = self.flow.path_of(node)
+        if type(self.flow.module(node)) is nn.Identity:
+            return path if path in self.emptied or not self.emptied else ""
+        return next((place for place in self.left if within(path, place)), "")
 
     def _sized(self, site: Site, layer: nn.Module) -> Site:
         if site.slot:

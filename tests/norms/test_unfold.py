@@ -16,6 +16,7 @@ from sample_models.resnet import resnet
 from sample_models.unet import unet
 from sample_models.video3d import video3d
 from tests.norms.nets import Two, randomized
+from tests.norms.way_back import weights_off
 
 SHAPES = {resnet: (4, 1, 8, 8), mobilenet: (2, 3, 32, 32), unet: (2, 3, 32, 32), video3d: (2, 3, 4, 16, 16)}
 
@@ -137,6 +138,57 @@ def test_norms_come_back_behind_a_flatten_and_ahead_of_a_layer(dtype: torch.dtyp
     again = bntool.apply_plan(Flattened().to(dtype), json.loads(json.dumps(plan_of(result.model))))
     again.load_state_dict(result.model.state_dict())
     assert torch.equal(again.eval()(x), result.model(x))
+
+
+class ActNorm(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: the dropout and the activation are the norm's own."""
+
+    def __init__(self, channels: int, drop: nn.Module | None = None) -> None:
+        super().__init__(channels)
+        self.drop, self.act = drop or nn.Identity(), nn.LeakyReLU(0.3, inplace=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+class Activated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn1 = nn.Conv2d(3, 4, 3, bias=False), ActNorm(4)
+        self.b, self.bn2 = nn.Conv2d(4, 5, 3), ActNorm(5, nn.Dropout(0.2))
+        self.bn3, self.head = nn.BatchNorm2d(5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn2(self.b(self.bn1(self.a(x))))
+        return self.head(self.bn3(x).mean((2, 3)))
+
+
+def test_norms_with_activations_of_their_own_come_back_with_their_keys() -> None:
+    model, x = randomized(Activated()), torch.randn(6, 3, 8, 8)
+    folded = bntool.fold(model, x).model
+    result = bntool.unfold(folded, x)
+    assert sorted(e.name for e in result.report.inserted) == ["bn1", "bn2", "bn3"]
+    assert torch.allclose(result.model(x), model(x), atol=1e-5)
+    assert result.model.bn2.drop.p == 0.2
+    back = Activated().eval()
+    back.load_state_dict(result.model.state_dict())
+    assert torch.allclose(back(x), model(x), atol=1e-5)
+    again = bntool.apply_plan(Activated(), json.loads(json.dumps(plan_of(result.model)))).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))
+    once_more = bntool.fold(result.model, x)
+    assert [e.name for e in once_more.report.folded] == ["bn1", "bn2", "bn3"]
+    assert weights_off(folded, once_more.model) <= 1e-6
+    result.model.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in result.model.parameters())
+
+
+def test_an_activation_that_two_norms_shared_takes_neither_back() -> None:
+    model, x = randomized(Activated()), torch.randn(6, 3, 8, 8)
+    model.bn2.drop, model.bn2.act = nn.Identity(), model.bn1.act
+    result = bntool.unfold(bntool.fold(model, x).model, x)
+    assert sorted(e.name for e in result.report.inserted) == ["a.norm", "bn3"]
+    assert torch.allclose(result.model(x), model(x), atol=1e-5)
 
 
 def test_a_norm_behind_an_addition_comes_back_once() -> None:
