@@ -30,6 +30,8 @@ class FxGraph:
     root: nn.Module
     dark: set[str] = field(default_factory=set)
     """Modules whose own code cannot be traced."""
+    called_there: set[str] = field(default_factory=set)
+    """Single layers that such code calls and does nothing else with."""
     nodes: list[Node] = field(default_factory=list)
     sizes_of: dict[int, Sizes] = field(default_factory=dict)
     reading: dict[Hashable, list[Node]] = field(default_factory=dict)

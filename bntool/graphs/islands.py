@@ -84,6 +84,7 @@ def trace_part(
         return joined(prefix, path) in graph.dark or isinstance(module, leaves) or is_leaf(module, path)
 
     if is_leaf(part, prefix):
+        graph.called_there.add(prefix)
         call_alone(graph, part, prefix)
         return
     while True:

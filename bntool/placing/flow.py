@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules import dropout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from bntool.errors import RunError
 from bntool.graphs.fx_leaves import ACTIVATIONS, LEAVES
 from bntool.graphs.fx_ways import Way
 from bntool.graphs.islands import module_graph
 from bntool.norms.layers import FrozenBatchNorm
 from bntool.norms.stand_in import NormAct
+from bntool.placing.executed import executed_way
 from bntool.pooling.batches import Call
 
 LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -39,18 +41,32 @@ ADDS = ("add", "add_", "iadd", "__iadd__", "sub")
 
 @dataclass
 class Flow:
-    """Every way through a model, and the parts of it that trace where the whole does not."""
+    """Every way through a model, and the parts of it that trace where the whole does not.
+
+    `executed` is then the way that the example went, through all of it; `called_there` are the single layers
+    that code which cannot be traced calls, and does nothing else with.
+    """
 
     model: nn.Module
     ways: Sequence[Way]
+    executed: Way | None = None
+    called_there: Collection[str] = ()
 
     def nodes(self) -> Iterator[fx.Node]:
         for way in self.ways:
             yield from way.graph.nodes
 
+    @cached_property
+    def every(self) -> list[Way]:
+        return [*self.ways, *([] if self.executed is None else [self.executed])]
+
+    def only_called(self, path: str) -> bool:
+        """Whether nothing is done with a module but calling it, as far as code can be seen at all."""
+        return path in self.called_there or any(self._last_of(way, path) for way in self.ways)
+
     def calls_of(self, path: str) -> list[fx.Node]:
         """The nodes that hold what the module at `path` gave, one for every way through it."""
-        return [node for way in self.ways if (node := self._last_of(way, path)) is not None]
+        return [node for way in self.every if (node := self._last_of(way, path)) is not None]
 
     def _last_of(self, way: Way, path: str) -> fx.Node | None:
         inside = [n for n in way.graph.nodes if n.op != "output" and within(self.path_of(n), path)]
@@ -61,7 +77,7 @@ class Flow:
         return _joined(self._way(node).prefix, str(node.meta.get("at", "")))
 
     def _way(self, node: fx.Node) -> Way:
-        return next(way for way in self.ways if way.graph is node.graph)
+        return next(way for way in self.every if way.graph is node.graph)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.model.get_submodule(self.path_of(node)) if node.op == "call_module" else None
@@ -77,15 +93,11 @@ class Flow:
     @cached_property
     def _readers(self) -> dict[int, list[tuple[fx.Node, fx.Node]]]:
         found: dict[int, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
-        for way in self.ways:
+        for way in self.every:
             for node in way.graph.nodes:
                 if node.op == "get_attr":
                     found[id(way.sizes.tensor(str(node.target)))] += [(node, user) for user in node.users]
         return found
-
-    def value(self, node: fx.Node) -> Any:
-        """What is known of a node's value: a tensor with sizes, or a number."""
-        return self._way(node).sizes.value(node)
 
     def names(self, module: nn.Module) -> list[str]:
         """Every qualified name of a module."""
@@ -119,11 +131,20 @@ def _joined(prefix: str, path: str) -> str:
 def module_flow(model: nn.Module, example: Call | None, *, hooked_whole: bool = False) -> Flow:
     """The flow of `model` as the example calls it; forks on data are followed both ways.
 
+    Code that cannot be traced is known by how the example went through it, besides the parts that can.
     With `hooked_whole` modules with hooks are not looked into: a graph that is run would lose the hooks.
     """
     inputs = None if example is None else (example.args, example.kwargs)
     graph = module_graph(model, inputs, leaves=LEAVES, hooked_whole=hooked_whole, as_given=True)
-    return Flow(model, graph.ways)
+    executed = None
+    if graph.dark and example is not None:
+        with suppress(RunError):  # what it raises when it is watched like that is not the user's matter
+            executed = executed_way(model, example, _is_whole)
+    return Flow(model, graph.ways, executed, graph.called_there)
+
+
+def _is_whole(module: nn.Module) -> bool:
+    return isinstance(module, (*LAYERS, *NORMS, *LEAVES)) or role_of_module(module) == "norm"
 
 
 def role_of_module(module: nn.Module) -> str:

@@ -135,8 +135,10 @@ class _Finder:
         if not nodes:
             return replace(site, reason="it is inside a part of the model that cannot be analysed")
         if site.where == "after-activation":
-            site = self._behind_activation(site, nodes[0])
+            site = self._behind_activation(site, nodes[-1])
         reason = site.reason or by_flow(site, self.flow, nodes, last=module is self.seen.last)
+        if not reason and not self.flow.only_called(site.at):
+            reason = "code that cannot be traced runs it, and may do more with it than that"
         return replace(site, reason=reason) if reason else self._sized(site, module)
 
     def _left(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -214,10 +216,13 @@ class _Finder:
             return replace(site, reason="no activation follows it alone")
         module, path = self.flow.module(act), self.flow.path_of(act)
         if module is None:
-            return replace(site, reason=f"its activation is a call of {called(act)}: use form='graph'")
+            return replace(site, reason=f"its activation is a call of {called(act)}{self._other_form()}")
         if len(self.seen.outputs.get(module, ())) > 1:
-            return replace(site, reason=f"its activation {path} is called several times: use form='graph'")
+            return replace(site, reason=f"its activation {path} is called several times{self._other_form()}")
         return replace(site, at=path)
+
+    def _other_form(self) -> str:
+        return ": use form='graph'" if self.flow.executed is None else ""
 
     def _slot(self, node: fx.Node) -> str:
         """What a norm has left behind the layer, if that alone reads it, and is called as often."""
