@@ -38,10 +38,10 @@ def fold(
     `model` is a module, a torch.export program, an ONNX model (onnx or onnx_ir), or a reference to one.
     `keep` are globs over the norms' qualified names that stay. `form="module"` gives back the same class,
     `form="graph"` a torch.fx.GraphModule, in which functional norms fold too, parallel branches `merge` into
-    one layer, shared layers `split` so that each call can take its own norm, and with `pad_values` a norm
-    passes zero padding, which then pads with other values. Programs and ONNX models are graphs already: they
-    `merge` as they are. With `verify` and example inputs both models are run and compared, to `tolerance` or
-    what rounding allows.
+    one layer, shared layers and tied weights `split` so that each call can take its own norm, and with
+    `pad_values` a norm passes zero padding, which then pads with other values. Programs and ONNX models are
+    graphs already: they `merge` as they are. With `verify` and example inputs both models are run and
+    compared, to `tolerance` or what rounding allows.
 
     Raises: UsageError for a `form` that does not exist, VerificationError that names the norm to blame when
     the outputs differ.

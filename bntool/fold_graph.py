@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from bntool.copying import copied
 from bntool.fold_job import Job
-from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared
+from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared, tie_equal, untie
 from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
 from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
@@ -25,11 +25,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class GraphForm:
-    """A model on its way to a folded graph: `merged` are the layers that took others in."""
+    """A model on its way to a folded graph: `merged` are the layers that took others in, `shared` those that
+    were split, `tied` the parameters that were copied, each with what it is a copy of.
+    """
 
     model: nn.Module
     merged: tuple[Merged, ...] = ()
     shared: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -45,8 +48,9 @@ def graph_form(
     """A copy of `model` as a graph of modules, ready to be folded.
 
     `merge` makes parallel branches and chains one layer each, but none with a norm in `keep`; `split` gives
-    every call of a shared layer its own copy; `pad_values` moves norms behind zero padding. A model that
-    cannot be traced whole stays what it is; its parts become graphs where they merge.
+    every call of a shared layer its own copy, and layers with tied weights one each; `pad_values` moves norms
+    behind zero padding. A model that cannot be traced whole stays what it is; its parts become graphs where
+    they merge.
     """
     insist_on_data(model)
     lazy = has_lazy_parts(model)
@@ -55,19 +59,21 @@ def graph_form(
         give_sizes(model, None if arguments is None else Call(*arguments))
     notes: list[str] = []
     shared: list[str] = []
+    tied: list[tuple[str, str]] = []
     traced = _traced(model, arguments)
     if traced is None:
         notes.append("it cannot be traced whole, so it stays a module and only its parts are graphs")
     else:
         model = traced
         shared = split_shared(traced) if split else []
+        tied = untie(traced) if split else []
     merged: Sequence[Merged] = ()
     if merge and arguments is not None:
         model, merged = merge_branches(model, arguments, keep=keep)
     if pad_values and isinstance(model, fx.GraphModule):
         moved = move_padding(model, module_graph(model, arguments), keep)
         notes.extend(f"{name} goes into what pads: with other values instead of zeros" for name in moved)
-    return GraphForm(model, tuple(merged), tuple(shared), tuple(notes))
+    return GraphForm(model, tuple(merged), tuple(shared), tuple(tied), tuple(notes))
 
 
 def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
@@ -108,6 +114,7 @@ def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str],
         form = replace(form, model=model, merged=(*form.merged, *merged))
     if isinstance(form.model, fx.GraphModule):
         share_equal(form.model, list(form.shared))
+        tie_equal(form.model, form.tied)
     return form
 
 

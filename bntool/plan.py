@@ -227,7 +227,10 @@ class _Planner:
         first, *rest = changes.values()
         if all(same(first.pre, c.pre) and same(first.post, c.post) for c in rest):
             return None
-        return Blocked(f"{place(calls[0])} is called {len(calls)} times, not every time with the same map")
+        one, *others = dict.fromkeys(map(place, calls))
+        if others:
+            return Blocked(f"{one} shares its parameters with {others[0]}, which would need other ones")
+        return Blocked(f"{one} is called {len(calls)} times, not every time with the same map")
 
     def _nobody_else_reads(self, absorbs: list[Absorb]) -> Blocked | None:
         node = absorbs[0].node

@@ -97,6 +97,36 @@ def test_layers_whose_calls_all_agree_are_shared_again_after_a_split() -> None:
     assert count(model, nn.Conv2d) == 2
 
 
+class Tied(nn.Module):
+    """Two layers that hold one weight, each with its norm."""
+
+    def __init__(self, *, same: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.norm_a = nn.BatchNorm2d(3)
+        self.norm_b = self.norm_a if same else nn.BatchNorm2d(3)
+        self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm_b(self.b(torch.relu(self.norm_a(self.a(x)))))
+
+
+def test_tied_weights_keep_their_norms_unless_split() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model, report = folded(Tied(), x)
+    assert model.a.weight is model.b.weight
+    assert "a shares its parameters with b" in report.kept[0].reason
+    model, report = folded(Tied(), x, split=True)
+    assert report.kept == []
+    assert model.a.weight is not model.b.weight
+
+
+def test_tied_weights_whose_norms_agree_are_tied_again_after_a_split() -> None:
+    model, report = folded(Tied(same=True), torch.randn(2, 3, 8, 8), split=True)
+    assert report.kept == []
+    assert model.a.weight is model.b.weight
+
+
 class Reused(nn.Module):
     """A layer called twice, one of its calls part of a chain that merges away."""
 

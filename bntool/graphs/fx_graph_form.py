@@ -7,13 +7,14 @@ one layer called twice    ->  on request, two layers
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from bntool.graphs.base import Node
+from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_modules import FxGraph
 
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -138,6 +139,32 @@ def split_shared(module: fx.GraphModule) -> list[str]:
             module.add_submodule(node.target, copy.deepcopy(module.get_submodule(name)))
     module.recompile()
     return list(shared)
+
+
+def untie(module: fx.GraphModule) -> list[tuple[str, str]]:
+    """Gives layers that hold one parameter a copy each: (the parameter, the one it was) for every copy."""
+    first: dict[Hashable, str] = {}
+    copies = []
+    for path, layer in module.named_modules():
+        own = layer._parameters if isinstance(layer, (*LAYERS, nn.Embedding)) else {}
+        for name, parameter in own.items():
+            place = None if parameter is None else place_of(parameter)
+            if parameter is not None and place in first:
+                own[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                copies.append((f"{path}.{name}", first[place]))
+            first.setdefault(place, f"{path}.{name}")
+    return copies
+
+
+def tie_equal(module: fx.GraphModule, copies: Sequence[tuple[str, str]]) -> None:
+    """Copies that are still what they were copied from become one parameter again."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for copied, original in copies:
+        if copied in parameters and original in parameters:
+            one, other = parameters[copied], parameters[original]
+            if one.shape == other.shape and torch.equal(one, other):
+                layer, _, name = copied.rpartition(".")
+                module.get_submodule(layer)._parameters[name] = other
 
 
 def share_equal(module: fx.GraphModule, names: list[str]) -> None:

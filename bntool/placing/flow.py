@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import dropout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from bntool.errors import RunError
+from bntool.graphs.fx_calls import tensor_key
 from bntool.graphs.fx_leaves import ACTIVATIONS, LEAVES
 from bntool.graphs.fx_ways import Way
 from bntool.graphs.islands import module_graph
@@ -97,6 +99,23 @@ class Flow:
             for node in way.graph.nodes:
                 if node.op == "get_attr":
                     found[id(way.sizes.tensor(str(node.target)))] += [(node, user) for user in node.users]
+        return found
+
+    def sharers(self, weight: Tensor, layer: str) -> list[str]:
+        """Who else than the layer at a path (in graph form, the node of a name) computes with its weight."""
+        modules = [name for name in self._holders[tensor_key(weight)] if name != layer]
+        users = [user for _, user in self.readers(weight) if user.name != layer]
+        others = [user for user in users if not within(self.path_of(user), layer)]
+        return [*modules, *(self.path_of(user) or called(user) for user in others)]
+
+    @cached_property
+    def _holders(self) -> dict[Hashable, list[str]]:
+        """Layers by the memory of the parameters that are their own."""
+        found: dict[Hashable, list[str]] = defaultdict(list)
+        for name, module in self.model.named_modules():
+            for parameter in module._parameters.values() if isinstance(module, LAYERS) else ():
+                if parameter is not None and not is_lazy(parameter):
+                    found[tensor_key(parameter)].append(name)
         return found
 
     def names(self, module: nn.Module) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,7 +20,7 @@ from bntool.norms.submodules import state_kept
 from bntool.placing.flow import Flow, called
 from bntool.placing.module_form import Placed, alike, taken_bias
 from bntool.placing.options import Options, Planned
-from bntool.placing.sites import Question, Site, by_flow, wanted_word, with_sizes
+from bntool.placing.sites import Question, Site, by_flow, tied, wanted_word, with_sizes
 from bntool.pooling.batches import Call
 from bntool.sources.importing import said
 from bntool.specs import build, put
@@ -66,6 +67,8 @@ def _site(flow: Flow, node: fx.Node, kind: str, question: Question, asked: str) 
     if site.reason:
         return site
     reason = by_flow(site, flow, [node], last=False)
+    if not reason and not question.include:
+        reason = tied(site, flow, _weight(flow, node))
     return replace(site, reason=reason) if reason else _sized(flow, site, kind, question)
 
 
@@ -86,6 +89,15 @@ def _sized(flow: Flow, site: Site, kind: str, question: Question) -> Site:
         return replace(site, reason="its sizes are not known")
     named = bool(question.include)
     return with_sizes(site, value, kind, named=named, asked=named or bool(question.layers))
+
+
+def _weight(flow: Flow, node: fx.Node) -> Any:
+    """The parameter that is the weight of a layer, or that a function call is given as its weight."""
+    if (module := flow.module(node)) is not None:
+        return module._parameters.get("weight")
+    read: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    known = isinstance(read, fx.Node) and read.op == "get_attr"
+    return flow.ways[0].sizes.tensor(str(read.target)) if known else None
 
 
 def with_slots(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
@@ -252,6 +253,8 @@ class _Finder:
             value = values[self.model.get_submodule(site.at)][0]
         kind = "norm" if site.slot else "linear" if isinstance(layer, nn.Linear) else "conv"
         named = bool(site.slot or self.question.include or site.layer in self.took)
+        if not named and (reason := tied(site, self.flow, layer._parameters.get("weight"))):
+            return replace(site, reason=reason)
         return with_sizes(site, value, kind, named=named, asked=named or bool(self.question.layers))
 
 
@@ -270,6 +273,14 @@ def with_sizes(site: Site, value: Tensor, kind: str, *, named: bool, asked: bool
         return replace(site, reason="its map is one value per sample, as in a squeeze-and-excite gate")
     setting = Setting(channels, value.dim(), last, per_sample)
     return replace(site, setting=setting, values=value.numel() // channels)
+
+
+def tied(site: Site, flow: Flow, weight: Any) -> str:
+    """Why a layer is left out whose weight is not its own; empty where it is."""
+    others = flow.sharers(weight, site.layer) if isinstance(weight, Tensor) else []
+    if not others or site.where == "after-activation":  # where it folds into what comes behind
+        return ""
+    return f"its weight is {others[0]}'s too, so its norm would not fold away again: name it to ask for it"
 
 
 def by_flow(site: Site, flow: Flow, nodes: Sequence[fx.Node], *, last: bool) -> str:

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import bntool
 from tests.fuzz.cases import build
+from tests.norms.nets import Two
 from tests.norms.way_back import weights_off
 from tests.random_norms import randomise_norms
 from tests.test_sample_models import NAMES, load
@@ -30,6 +31,48 @@ def test_every_sample_model_gets_its_weights_back(name: str) -> None:
     assert inserted.report.inserted or name == "siamese", "whose convolutions are all shared by two calls"
     assert {e.name for e in inserted.report.inserted} <= {e.name for e in folded.report.folded}
     assert weights_off(plain, folded.model) <= LIMIT
+
+
+class Tied(Two):
+    """The first two convolutions hold one weight; it is read by nobody else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.a = nn.Conv2d(4, 4, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_layers_with_tied_weights_get_norms_only_when_named_and_fold_back_split(form: str) -> None:
+    plain, x = Tied().eval(), torch.randn(4, 3, 12, 12)
+    inserted = bntool.insert(plain, x, form=form)
+    assert [e.layer for e in inserted.report.inserted] == ["first"]
+    assert inserted.report.left_out["a"].startswith("its weight is b's too")
+    back = bntool.fold(inserted.model, x).model
+    assert weights_off(plain.first, back.first) <= LIMIT
+    named = bntool.insert(plain, x, include=["a", "b"], form=form)
+    assert [e.layer for e in named.report.inserted] == ["a", "b"]
+    assert not bntool.fold(named.model, x).report.folded
+    split = bntool.fold(named.model, x, form="graph", split=True)
+    assert len(split.report.folded) == 2
+    inside = ".layer" if form == "module" else ""
+    for name in ("a", "b"):
+        assert weights_off(plain.get_submodule(name), split.model.get_submodule(name + inside)) <= LIMIT
+
+
+def test_a_weight_that_a_function_reads_too_is_not_its_layers_own() -> None:
+    class Read(Two):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.b.weight.mean()
+
+    for form in ("module", "graph"):
+        report = bntool.insert(Read().eval(), torch.randn(4, 3, 8, 8), form=form).report
+        assert [e.layer for e in report.inserted] == ["a"]
+        assert report.left_out["b"].startswith("its weight is mean's too")
 
 
 def back_and_forth(seed: int) -> int:

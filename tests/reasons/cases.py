@@ -122,6 +122,11 @@ def tie(net: Any) -> None:
     net.next.weight = net.conv.weight
 
 
+def tie_both(net: Any) -> None:
+    tie(net)
+    net.next.bias = net.conv.bias
+
+
 def negative(net: Any) -> None:
     net.norm.weight.data.copy_(-net.norm.weight.abs())
 
@@ -169,6 +174,12 @@ CASES = [
         layers={"norm": lambda: nn.BatchNorm2d(8)},
     ),
     Case("{} is called {} times, not every time with the same map", shared, "conv"),
+    Case(
+        "{} shares its parameters with {}, which would need other ones",
+        lambda n, x: n.next(n.norm(n.conv(x)).tanh()),
+        "conv",
+        prepare=tie_both,
+    ),
     Case("{} is also used by {}", lambda n, x: n.next(n.norm(n.conv(x)).tanh()), "conv", prepare=tie),
     Case(
         "{} is computed from other values or read where nobody can see it",
