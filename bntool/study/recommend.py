@@ -9,7 +9,7 @@ from typing import Any
 from bntool.study.claims.base import Finding, called
 from bntool.study.claims.unlearnt import ADVICE, nothing_learnt
 from bntool.study.normstats import values_per_channel
-from bntool.study.plan import Plan
+from bntool.study.plan import CLAIMS, Plan
 from bntool.study.setting import Setting
 from bntool.study.trial import Trial
 from bntool.study.verdict import Verdict
@@ -17,6 +17,8 @@ from bntool.study.verdict import Verdict
 #: values per statistic below which batch norm was seen to fail here and elsewhere
 FEW_VALUES = 8
 UNDECIDED = "undecided"
+#: the claims that say what a norm is good for
+HELPS = ("stability", "speed", "regularisation", "depth")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
     """The norm in question if it helps with anything, another one where that is better, none where nothing
     is.
     """
-    helps = [found[c] for c in ("stability", "speed", "regularisation", "depth") if c in found]
+    helps = [found[c] for c in HELPS if c in found]
     shown = [f for f in helps if f.verdict is Verdict.SHOWN]
     harmed = [f for f in helps if f.verdict is Verdict.REVERSED]
     said = [f"Claim {f.number} {f.verdict}: {f.headline}" for f in (*shown, *harmed)]
@@ -80,6 +82,9 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
         numbers = ", ".join(str(f.number) for f in open_)
         size = f"{plan.seeds} seeds and {plan.steps} steps"
         return UNDECIDED, [f"{size} do not settle claims {numbers}: give a larger --budget.", *said]
+    left_out = ", ".join(str(CLAIMS.index(c) + 1) for c in HELPS if c not in found)
+    if not shown and left_out:
+        return UNDECIDED, [f"Whether it helps depends also on claims {left_out}, which were not studied.", *said]
     if not shown:
         cost = found.get("cost")
         tail = f" It costs: {cost.headline}" if cost is not None and cost.verdict is Verdict.SHOWN else ""

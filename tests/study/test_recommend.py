@@ -8,7 +8,7 @@ import pytest
 
 from bntool.study.claims.base import Finding
 from bntool.study.plan import Plan
-from bntool.study.recommend import UNDECIDED, advice, choose_norm, too_small
+from bntool.study.recommend import HELPS, UNDECIDED, advice, choose_norm, too_small
 from bntool.study.statistics import Interval
 from bntool.study.verdict import Measure, Verdict
 
@@ -21,7 +21,7 @@ def finding(claim: str, verdict: Verdict, *measures: Measure) -> Finding:
 
 
 def all_helpful(verdict: Verdict) -> dict[str, Finding]:
-    return {c: finding(c, verdict) for c in ("stability", "speed", "regularisation", "depth")}
+    return {c: finding(c, verdict) for c in HELPS}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,14 @@ def all_helpful(verdict: Verdict) -> dict[str, Finding]:
 )
 def test_a_norm_is_advised_where_it_was_shown_to_help(verdict: Verdict, norm: str) -> None:
     assert choose_norm(PLAN, all_helpful(verdict))[0] == norm
+
+
+@pytest.mark.parametrize("studied", [(), ("stability",), ("stability", "speed", "depth")])
+def test_nothing_is_advised_on_half_of_the_claims(studied: tuple[str, ...]) -> None:
+    found = {c: finding(c, Verdict.NOT_SHOWN) for c in studied}
+    norm, sentences = choose_norm(PLAN, found)
+    assert norm == UNDECIDED
+    assert "which were not studied" in sentences[0]
 
 
 def test_nothing_is_advised_where_nothing_was_learnt() -> None:
