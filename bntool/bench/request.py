@@ -86,7 +86,7 @@ class Request:
         return self
 
     def cases(self, stack: ExitStack) -> list[Case]:
-        """What will be timed. `stack` holds a revision's worktree for as long as it is needed."""
+        """What will be timed. `stack` holds a revision's files for as long as it is needed."""
         if self.written:
             return list(self.written)
         if self.against or self.pythons:

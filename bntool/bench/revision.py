@@ -1,15 +1,13 @@
-"""The other side, live: the same reference loaded from a temporary worktree of another git revision."""
+"""The other side, live: the same reference loaded from a temporary checkout of another git revision."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from bntool.bench.protocol import Side
 from bntool.errors import LoadError, UsageError, on_one_line
@@ -37,9 +35,9 @@ def revision_in(text: str) -> str:
     return revision
 
 
-def git(*arguments: str, folder: Path) -> str:
+def git(*arguments: str, folder: Path, index: Path | None = None) -> str:
     """Raises: LoadError with git's own words."""
-    done = run_git(*arguments, folder=folder)
+    done = run_git(*arguments, folder=folder, index=index)
     if done.returncode:
         said = on_one_line(done.stderr)
         advice = "In CI, check out with the whole history (fetch-depth: 0), or fetch that revision first."
@@ -47,27 +45,28 @@ def git(*arguments: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
-def run_git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """In a session of its own, so that an interruption of this process leaves it to finish.
+def run_git(*arguments: str, folder: Path, index: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """With an index of one's own where the repository's is not to be touched.
 
     Inside a git hook the environment points git at that hook's index, which is not for us.
     Raises: LoadError without git.
     """
-    plain = {name: value for name, value in os.environ.items() if name not in HOOKS_OWN}
-    # a hook that runs at every checkout is meant for the user's own
-    command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
-    options: dict[str, Any] = {"cwd": folder, "env": plain, "start_new_session": True}
+    env = {name: value for name, value in os.environ.items() if name not in HOOKS_OWN}
+    if index is not None:
+        env["GIT_INDEX_FILE"] = str(index)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+        # a hook that runs whenever an index is written is meant for the user's own
+        command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise LoadError("git is not installed", where="--against", next="Install it.") from None
 
 
 @contextmanager
 def side_of(revision: str, folder: Path | None = None) -> Iterator[Side]:
-    """The side of `revision`: a worktree of the repository that `folder` is in, gone afterwards.
+    """The side of `revision`: its files in a temporary folder, gone afterwards.
 
-    Its root is the folder inside that worktree which corresponds to `folder`, so references stay as they are.
+    Its root is the folder in there which corresponds to `folder`, so references stay as they are.
     Raises: LoadError.
     """
     here = (folder or Path.cwd()).resolve()
@@ -75,35 +74,33 @@ def side_of(revision: str, folder: Path | None = None) -> Iterator[Side]:
     commit = git("rev-parse", "--verify", f"{revision}^{{commit}}", folder=top)
     with tempfile.TemporaryDirectory(prefix="bntool-revision-") as parent:
         tree = Path(parent, "tree").resolve()
-        try:
-            git("worktree", "add", "--detach", "--quiet", str(tree), commit, folder=top)
-            fill_submodules(top, commit, tree)
-            root = tree / here.relative_to(top)
-            if not root.is_dir():
-                what = f"{commit[:9]} has no folder {here.relative_to(top)}"
-                raise LoadError(what, where="--against", next="Run it in a folder that exists there.")
-            yield Side(root=str(root), home=str(top), label=f"{revision} ({commit[:9]})")
-        finally:
-            # twice: also one that git had locked while it was being made. There may be none
-            run_git("worktree", "remove", "--force", "--force", str(tree), folder=top)
+        check_out(top, commit, tree)
+        root = tree / here.relative_to(top)
+        if not root.is_dir():
+            what = f"{commit[:9]} has no folder {here.relative_to(top)}"
+            raise LoadError(what, where="--against", next="Run it in a folder that exists there.")
+        yield Side(root=str(root), home=str(top), label=f"{revision} ({commit[:9]})")
 
 
-def fill_submodules(repository: Path, commit: str, tree: Path) -> None:
-    """Put the files of submodules into a worktree of `commit`, from where `repository` has them checked out.
+def check_out(repository: Path, commit: str, tree: Path) -> None:
+    """Write the files of `commit` to `tree`, submodules from where `repository` has them checked out.
 
-    Those that are not checked out there either stay empty. Raises: LoadError for a commit that is not there.
+    The repository is only read, which a worktree of git's own would not do: it may be read-only, and
+    whatever ends this process leaves nothing in it. Raises: LoadError.
     """
+    tree.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bntool-index-") as scratch:
+        index = Path(scratch, "index")
+        git("read-tree", commit, folder=repository, index=index)
+        git(f"--work-tree={tree}", "checkout-index", "--all", folder=repository, index=index)
     for path, at in submodules(repository, commit):
         source = repository / path
         if not (source / ".git").exists():
             continue
-        with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
-            if run_git("archive", f"--output={packed.name}", at, folder=source).returncode:
-                advice = f"Fetch it: git -C {path} fetch origin {at}"
-                raise LoadError(f"the submodule {path} lacks {at[:9]}", where="--against", next=advice)
-            with tarfile.open(packed.name) as files:
-                files.extractall(tree / path, filter="data")
-        fill_submodules(source, at, tree / path)
+        if run_git("cat-file", "-e", f"{at}^{{commit}}", folder=source).returncode:
+            advice = f"Fetch it: git -C {path} fetch origin {at}"
+            raise LoadError(f"the submodule {path} lacks {at[:9]}", where="--against", next=advice)
+        check_out(source, at, tree / path)
 
 
 def submodules(repository: Path, commit: str) -> Iterator[tuple[str, str]]:

@@ -86,7 +86,7 @@ def bench(
 
 @contextmanager
 def leaving_nothing() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, so that workers, temporary folders and a revision's worktree go too."""
+    """End on SIGTERM as on Ctrl-C, so that workers and temporary folders go too."""
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)

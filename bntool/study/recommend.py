@@ -84,7 +84,10 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
         return UNDECIDED, [f"{size} do not settle claims {numbers}: give a larger --budget.", *said]
     left_out = ", ".join(str(CLAIMS.index(c) + 1) for c in HELPS if c not in found)
     if not shown and left_out:
-        return UNDECIDED, [f"Whether it helps depends also on claims {left_out}, which were not studied.", *said]
+        return UNDECIDED, [
+            f"Whether it helps depends also on claims {left_out}, which were not studied.",
+            *said,
+        ]
     if not shown:
         cost = found.get("cost")
         tail = f" It costs: {cost.headline}" if cost is not None and cost.verdict is Verdict.SHOWN else ""

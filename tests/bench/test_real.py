@@ -149,10 +149,6 @@ def test_the_other_side_is_taken_live_from_a_revision(tmp_path: Path) -> None:
     assert document["comparisons"][0]["verdict"] == "slower"
     assert "HEAD" in document["comparisons"][0]["baseline"]
     assert document["cases"][0]["run"]["interleaving"] == "processes take turns"
-    trees = subprocess.run(
-        ["git", "worktree", "list"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert len(trees.stdout.splitlines()) == 1
 
 
 def test_a_revision_that_is_not_there_is_one_message(tmp_path: Path) -> None:
@@ -214,12 +210,15 @@ def test_our_clock_agrees_with_torchs_own() -> None:
 
 
 def test_our_clock_agrees_with_onnx_runtimes_own(tmp_path: Path) -> None:
-    """ORT's profile times each run from inside: ours adds the call from Python, and nothing else."""
+    """ORT's profile times each run from inside: ours adds the call from Python, and nothing else.
+
+    Runs of several milliseconds, of which that call stays a small part where other work slows it down.
+    """
     import onnxruntime as ort
 
     path = tmp_path / "net.onnx"
-    example = torch.randn(8, 8, 64, 64)
-    torch.onnx.export(nets.net(times=8).eval(), (example,), path, dynamo=True, verbose=False)
+    example = torch.randn(48, 8, 64, 64)
+    torch.onnx.export(nets.net().eval(), (example,), path, dynamo=True, verbose=False)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.enable_profiling = True
