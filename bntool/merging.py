@@ -13,6 +13,7 @@ from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.islands import module_graph
+from bntool.graphs.running import outputs_of
 from bntool.report.merges import Merged, merged
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -75,7 +76,7 @@ def _calls(model: nn.Module, arguments: Arguments) -> dict[str, list[Arguments]]
     try:
         with torch.no_grad():
             args, kwargs = own_inputs(arguments)
-            model(*args, **kwargs)
+            outputs_of(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -18,6 +18,7 @@ from bntool.algebra.affine import Blocked
 from bntool.algebra.rules import NEED_SIZES
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_untouched import untouched
+from bntool.graphs.running import outputs_of
 
 UNREACHED = Blocked("its sizes are not known: no call of it is reached with the example inputs")
 SEVERAL = Blocked("its sizes are not known: the code around it calls it with inputs of several sizes")
@@ -53,7 +54,7 @@ def record(root: nn.Module, inputs: Inputs | None) -> Recording:
                 calls = found.calls.setdefault(id(module), [])
                 handle = module.register_forward_pre_hook(_recorder(calls), with_kwargs=True)
                 stack.callback(handle.remove)
-            root(*args, **kwargs)
+            outputs_of(root, args, kwargs)
     except Exception as problem:
         found.failure = Blocked(f"its sizes are not known: the model raises {type(problem).__name__}")
     return found

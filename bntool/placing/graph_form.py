@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
 from dataclasses import replace
-from io import StringIO
 from typing import Any
 
 import torch
@@ -117,7 +115,7 @@ def insist_on_graph(graph: fx.GraphModule, example: Call) -> None:
     Raises: UsageError.
     """
     try:
-        with state_kept(graph), torch.no_grad(), redirect_stderr(StringIO()):  # fx prints what it raises
+        with state_kept(graph), torch.no_grad():
             example.run(graph.eval())
     except RunError as problem:
         what = f"as a graph the model raised {said(problem.__cause__ or problem)}"

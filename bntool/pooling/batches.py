@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bntool.copying import own_inputs
 from bntool.errors import BntoolError, LoadError, RunError, UsageError
+from bntool.graphs.running import outputs_of
 from bntool.sources import inputs as sources_inputs
 from bntool.sources.importing import said
 
@@ -34,7 +35,7 @@ class Call:
         """
         args, kwargs = own_inputs((self.args, self.kwargs))
         try:
-            return model(*args, **kwargs)
+            return outputs_of(model, args, kwargs)
         except BntoolError:
             raise
         except Exception as problem:

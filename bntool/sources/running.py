@@ -52,12 +52,13 @@ def runnable(model: Any) -> Runnable:
 def _module(model: Any) -> Runnable:
     import torch
 
+    from bntool.graphs.running import outputs_of
     from bntool.norms.submodules import state_kept
 
     def call(inputs: Any) -> Outputs:
         args, kwargs = to_torch(as_call(inputs))
         with state_kept(model), torch.no_grad():
-            return list(named_arrays(model.eval()(*args, **kwargs)))
+            return list(named_arrays(outputs_of(model.eval(), args, kwargs)))
 
     tensors = [*model.parameters(), *model.buffers()]
     return Runnable("module", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))
@@ -65,6 +66,8 @@ def _module(model: Any) -> Runnable:
 
 def _program(program: Any) -> Runnable:
     import torch
+
+    from bntool.graphs.running import outputs_of
 
     module, inputs_of = program.module(), program.graph_signature.user_inputs
     positional = inputs_of[: program.call_spec.in_spec.child(0).num_children]
@@ -74,7 +77,7 @@ def _program(program: Any) -> Runnable:
         if not args and all(name in kwargs for name in positional):
             args = tuple(kwargs.pop(name) for name in positional)
         with torch.no_grad(), _restored(module):
-            return list(named_arrays(module(*args, **kwargs)))
+            return list(named_arrays(outputs_of(module, args, kwargs)))
 
     tensors = [*program.state_dict.values(), *program.constants.values()]
     tensors = [t for t in tensors if isinstance(t, torch.Tensor)]

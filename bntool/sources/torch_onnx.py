@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from bntool.copying import own_inputs
 from bntool.errors import RunError, UsageError, on_one_line
+from bntool.graphs.running import outputs_of
 from bntool.sources.inputs import as_call
 from bntool.sources.outputs import parts
 
@@ -82,7 +83,7 @@ class Call:
     def __call__(self, model: nn.Module) -> list[Tensor]:
         with torch.no_grad():
             args, kwargs = own_inputs((self.args, self.kwargs))
-            return _tensors(model(*args, **kwargs))
+            return _tensors(outputs_of(model, args, kwargs))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

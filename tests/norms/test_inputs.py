@@ -166,3 +166,33 @@ def test_verbs_take_a_reference_and_the_inputs_its_file_names() -> None:
     assert bntool.calibrate(resnet, [torch.randn(4, 1, 8, 8)]).report.calibrated
     with pytest.raises(UsageError, match="no example inputs are known"):
         bntool.insert(nn.Conv2d(3, 4, 1))
+
+
+class Masked(nn.Module):
+    """Takes a mask, with which it computes by a call of its own: in a graph that call is the graph's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(x)) * mask)
+
+
+GIVEN_WRONG: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "insert": lambda model, x: bntool.insert(model, x),
+    "calibrate": lambda model, x: bntool.calibrate(model, [x], inputs=2),
+    "replace": lambda model, x: bntool.replace(model, "frozen", example_inputs=x),
+    "fold": lambda model, x: bntool.fold(model, x),
+    "fold, merging": lambda model, x: bntool.fold(model, x, form="graph", merge=True),
+    "verify": lambda model, x: bntool.verify(model, model, x),
+    "inspect": lambda model, x: bntool.inspect(model, x),
+}
+
+
+@pytest.mark.parametrize("verb", GIVEN_WRONG)
+def test_a_graph_given_wrong_inputs_is_one_message(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = bntool.insert(randomized(Masked()), (images(), torch.ones(6, 1, 1, 1)), form="graph").model
+    with pytest.raises(RunError, match="the model raised RuntimeError: The size of tensor a"):
+        GIVEN_WRONG[verb](graph, (images(), torch.ones(6, 1, 2, 2)))
+    assert not capsys.readouterr().err
