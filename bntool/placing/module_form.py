@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.edits import apply
+from bntool.graphs.fx_trace import has_hooks
 from bntool.norms.kinds import KINDS
 from bntool.norms.submodules import parent_of
 from bntool.placing.flow import Flow, within
@@ -112,6 +113,8 @@ def taken_bias(layer: nn.Module, planned: Planned, flow: Flow, wanted: str) -> t
     plain = isinstance(layer._parameters.get("bias"), nn.Parameter) and isinstance(layer, _ConvNd | nn.Linear)
     hidden = KINDS[planned.kind].hides_bias and planned.site.where == "before-activation"
     if wanted == "keep" or not plain or not hidden or planned.spec["type"].endswith("Gated"):
+        return None, "kept"
+    if has_hooks(layer):  # they are given the layer and what it gives
         return None, "kept"
     if any(not _is_its_bias(read, user, planned.site.layer, flow) for read, user in flow.readers(bias)):
         return None, "kept"

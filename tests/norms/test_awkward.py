@@ -69,6 +69,18 @@ def test_a_bias_that_others_read_stays() -> None:
     assert there_and_back(built(Subclassed)) == {"a": "dropped", "b": "kept"}
 
 
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_hook_on_a_layer_sees_what_it_saw(form: str) -> None:
+    model, seen = built(Two), list[Tensor]()
+    model.a.register_forward_hook(lambda _, __, output: seen.append(output.detach().clone()))
+    assert there_and_back(model, form=form) == {"a": "kept", "b": "dropped"}
+    result = bntool.insert(model, images(), form=form)
+    seen.clear()
+    model(images())
+    result.model(images())
+    assert torch.equal(*seen)
+
+
 # --- Sequentials that others take things from
 
 
