@@ -1,7 +1,8 @@
 """The arms of a study: the user's model with one kind of norm or another, made by our own insert and replace.
 
-`none` is the plain model (its own norms taken out), `batch` has batch norms, and so on. `control` arms are
-the plain model once more under another name: whatever a study finds between them is an error of the study.
+`none` is the plain model (its own batch, group or instance norms taken out), `batch` has batch norms, and so
+on. `control` arms are the plain model once more under another name: whatever a study finds between them is an
+error of the study.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from bntool.errors import UsageError
 PLAIN = "none"
 NORMS = ("none", "batch", "group", "layer", "instance", "renorm", "ghost", "rms")
 OWN_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+#: norms that a model may bring along and that are taken out of it, by the arm that they are
+OWN_NORMS: dict[str, tuple[type[nn.Module], ...]] = {
+    "batch": OWN_BATCH_NORMS,
+    "group": (nn.GroupNorm,),
+    "instance": (nn.modules.instancenorm._InstanceNorm,),
+}
 ANY_NORM = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 #: examples that share statistics in ghost batch norm
 GHOST_SIZE = 8
@@ -36,8 +43,13 @@ def is_control(norm: str) -> bool:
     return norm.startswith("control")
 
 
-def has_norms(model: nn.Module) -> bool:
-    return any(isinstance(m, OWN_BATCH_NORMS) for m in model.modules())
+def own_norm(model: nn.Module) -> str:
+    """The arm that the model is as it was given; "none" without norms of its own."""
+    return next((norm for norm, kinds in OWN_NORMS.items() if has_any(model, kinds)), PLAIN)
+
+
+def has_any(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    return any(isinstance(m, kinds) for m in model.modules())
 
 
 def make_arm(
@@ -51,8 +63,12 @@ def make_arm(
 
 
 def with_norm(model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...]) -> nn.Module:
-    if has_norms(model):
-        return model if norm == "batch" else exchanged(model, norm)
+    own = own_norm(model)
+    if own == norm:
+        return model
+    if own == "batch":
+        return exchanged(model, norm)
+    take_out(model, OWN_NORMS.get(own, ()))
     if norm == PLAIN or is_control(norm):
         return model
     return inserted(model, norm, example_inputs)
@@ -64,6 +80,13 @@ def exchanged(model: nn.Module, norm: str) -> nn.Module:
 
     plain = norm == PLAIN or is_control(norm)
     return replace(model, to="none" if plain else norm).model
+
+
+def take_out(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, kinds):
+            place, _, child = name.rpartition(".")
+            setattr(model.get_submodule(place), child, nn.Identity())
 
 
 def inserted(model: nn.Module, norm: str, example_inputs: tuple[Tensor, ...]) -> nn.Module:

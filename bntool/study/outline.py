@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from bntool.errors import RunError, UsageError
 from bntool.progress import Progress, silent
 from bntool.study import budget as budgets
-from bntool.study.arms import PLAIN, check_norms, has_norms, is_control
+from bntool.study.arms import PLAIN, check_norms, has_any, is_control, own_norm
 from bntool.study.backends import cores
 from bntool.study.claims.base import Claim
 from bntool.study.claims.table import chosen
@@ -212,7 +213,7 @@ def varied(plan: Plan, setting: Setting, vary: str) -> Plan:
     if found is not None:
         return replace(plan, vary=found[0], depths=deeper(found[1], plan.depth_factors))
     model = source.fresh(plan.seed)
-    if has_norms(model) or not can_deepen(model, setting.example()):
+    if own_norm(model) != PLAIN or not can_deepen(model, setting.example()):
         return plan
     return replace(plan, vary=EXTRA, depths=tuple(f - 1 for f in plan.depth_factors))
 
@@ -248,4 +249,5 @@ def check_arms(setting: Setting, plan: Plan) -> None:
         same = found == Counter(type(m) for m in plain.modules())
         if same and norm != PLAIN and not is_control(norm):
             what = f"{norm} norm has no place in this model"
-            raise UsageError(what, where=setting.source.name, next="Leave it out of --norms.")
+            rest = " Its own layer norms stay in every arm." if has_any(plain, (nn.LayerNorm,)) else ""
+            raise UsageError(what, where=setting.source.name, next=f"Leave it out of --norms.{rest}")

@@ -75,7 +75,7 @@ def choose_norm(plan: Plan, found: dict[str, Finding]) -> tuple[str, list[str]]:
     shown = [f for f in helps if f.verdict is Verdict.SHOWN]
     harmed = [f for f in helps if f.verdict is Verdict.REVERSED]
     said = [f"Claim {f.number} {f.verdict}: {f.headline}" for f in (*shown, *harmed)]
-    open_ = [f for f in helps if f.verdict is Verdict.INCONCLUSIVE]
+    open_ = [f for f in helps if f.verdict is Verdict.INCONCLUSIVE and f.facts.get("possible", True)]
     if nothing_learnt(helps):
         return UNDECIDED, [f"Networks that learn nothing settle nothing. {ADVICE}", *said]
     if not shown and open_:

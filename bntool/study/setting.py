@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bntool.errors import BntoolError, RunError
 from bntool.sources.importing import said
-from bntool.study.arms import has_norms, make_arm
+from bntool.study.arms import OWN_BATCH_NORMS, has_any, make_arm
 from bntool.study.cost import cost
 from bntool.study.data import Data
 from bntool.study.deepening import EXTRA, deepen
@@ -139,7 +139,7 @@ def after(setting: Setting, data: Data, trial: Trial, model: nn.Module, diverged
     found: Result = {}
     if EXACT in trial.measures:
         found["n_eff"] = values_per_channel(model, data.train.first(2).inputs, trial.batch_size)
-    if EXACT in trial.measures and not diverged and has_norms(model):
+    if EXACT in trial.measures and not diverged and has_any(model, OWN_BATCH_NORMS):
         found["exact_score"] = with_exact_statistics(setting, data, model)
     if SHIFT in trial.measures and not diverged:
         found["variance_shift"] = variance_shift(model, data.train.first(1024))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bntool.study.claims.base import Finding
+from bntool.study.claims.depth import without_depth
 from bntool.study.plan import Plan
 from bntool.study.recommend import HELPS, UNDECIDED, advice, choose_norm, too_small
 from bntool.study.statistics import Interval
@@ -43,6 +44,11 @@ def test_nothing_is_advised_on_half_of_the_claims(studied: tuple[str, ...]) -> N
     norm, sentences = choose_norm(PLAN, found)
     assert norm == UNDECIDED
     assert "which were not studied" in sentences[0]
+
+
+def test_a_claim_that_no_budget_can_measure_is_not_waited_for() -> None:
+    found = {**all_helpful(Verdict.NOT_SHOWN), "depth": without_depth()}
+    assert choose_norm(PLAN, found)[0] == "none"
 
 
 def test_nothing_is_advised_where_nothing_was_learnt() -> None:

@@ -147,6 +147,21 @@ def test_a_model_that_has_norms_loses_them_in_the_plain_arm() -> None:
     assert sum(isinstance(m, nn.GroupNorm) for m in setting.build(Trial("group", 0)).modules()) == 9
 
 
+@pytest.mark.parametrize(("own", "kind"), [("group", nn.GroupNorm), ("instance", nn.InstanceNorm2d)])
+def test_norms_of_other_kinds_are_an_arm_of_their_own(own: str, kind: type[nn.Module]) -> None:
+    def network() -> nn.Sequential:
+        norm = nn.GroupNorm(2, 8) if own == "group" else nn.InstanceNorm2d(8, affine=True)
+        return nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+
+    example = (torch.randn(4, 1, 8, 8),)
+    arms = {norm: make_arm(network(), norm, example) for norm in ("none", own, "batch")}
+    found = {norm: [type(m) for m in arm.modules()] for norm, arm in arms.items()}
+    assert kind in found[own]
+    assert kind not in found["none"] + found["batch"]
+    assert found["batch"].count(nn.BatchNorm2d) == 1
+    assert nn.BatchNorm2d not in found["none"]
+
+
 def test_a_live_module_starts_anew_with_every_seed_and_stays_as_it_was() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = model[1].weight.detach().clone()

@@ -61,7 +61,9 @@ def best_other(plan: Plan, grids: Mapping[str, Mapping[float, float]], order: st
 
 def without_others() -> Finding:
     advice = "Name more norms: --norms none,batch,group,layer."
-    return unmeasured(7, Alternatives.key, Alternatives.question, "no other norm was named.", advice)
+    return unmeasured(
+        7, Alternatives.key, Alternatives.question, "no other norm was named.", advice, possible=False
+    )
 
 
 def finding(

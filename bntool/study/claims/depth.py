@@ -64,7 +64,7 @@ class Depth:
 
 def without_depth() -> Finding:
     advice = "Give the factory an argument such as depth=, or name yours: --vary depth=5,10,20,30."
-    return unmeasured(4, Depth.key, Depth.question, "the model has one depth only.", advice)
+    return unmeasured(4, Depth.key, Depth.question, "the model has one depth only.", advice, possible=False)
 
 
 def decisive_depth(plan: Plan, reached: Mapping[Cell, float], chance: float) -> int:

@@ -7,10 +7,11 @@ from bntool.study.plan import CLAIMS, Plan
 from bntool.study.verdict import Verdict
 
 
-def unmeasured(number: int, key: str, question: str, why: str, advice: str) -> Finding:
-    """Inconclusive, because nothing was run."""
+def unmeasured(number: int, key: str, question: str, why: str, advice: str, possible: bool = True) -> Finding:
+    """Inconclusive, because nothing was run. `possible`: a larger budget would run it."""
+    headline, facts = f"Not measured: {why}", {"possible": possible}
     return Finding(
-        number, key, question, Verdict.INCONCLUSIVE, f"Not measured: {why}", "Not run.", conditions=(advice,)
+        number, key, question, Verdict.INCONCLUSIVE, headline, "Not run.", conditions=(advice,), facts=facts
     )
 
 
