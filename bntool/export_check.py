@@ -23,10 +23,14 @@ Arrays = list[NDArray[Any]]
 
 @dataclass(frozen=True)
 class Check:
-    """One run of the file against PyTorch: with ONNX Runtime's optimiser on or off, at one batch size."""
+    """One run of the file against PyTorch: with ONNX Runtime's optimiser on or off, at one batch size.
+
+    `given`: on the inputs as they were given, or on others like them.
+    """
 
     optimised: bool
     batch: int
+    given: bool
     dtype: str
     tolerance: float
     outputs: tuple[Agreement, ...]
@@ -51,6 +55,7 @@ class Check:
         return {
             "optimised": self.optimised,
             "batch": self.batch,
+            "given": self.given,
             "dtype": self.dtype,
             "tolerance": self.tolerance,
             "ok": self.ok,
@@ -74,7 +79,8 @@ def check_file(
         for each, reference in runs:
             feeds = dict(zip(traced.inputs, (_array(t) for t in each.tensors), strict=True))
             results = compare_all(traced.outputs, reference, onnx_run.run(session, feeds))
-            checks.append(Check(optimised, each.batch, dtype_of(original, call), tolerance, results))
+            dtype = dtype_of(original, call)
+            checks.append(Check(optimised, each.batch, each is call, dtype, tolerance, results))
     return tuple(checks)
 
 

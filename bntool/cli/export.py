@@ -68,7 +68,7 @@ def show(report: ExportReport) -> None:
     rows = [
         (
             "on" if check.optimised else "off",
-            check.batch,
+            f"batch {check.batch}, {'as given' if check.given else 'other values'}",
             output.output,
             f"{output.max_abs:.2e}",
             f"{output.max_rel:.2e}",
@@ -77,7 +77,7 @@ def show(report: ExportReport) -> None:
         for check in report.checks
         for output in check.outputs
     ]
-    columns = ("ORT optimiser", "batch", "output", "max abs error", "max rel error", "allowed")
+    columns = ("ORT optimiser", "inputs", "output", "max abs error", "max rel error", "allowed")
     screen.table(columns, rows, right=columns[3:])
     if report.fold is not None:
         screen.say(f"{len(report.fold['folded'])} of {report.fold['found']} norms folded before the export")
