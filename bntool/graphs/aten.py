@@ -76,6 +76,7 @@ def _mm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
 
 TRANSPOSITIONS = (torch.t, torch.permute, torch.transpose)
 BROADCASTS = (torch.reshape, torch.broadcast_to, torch.clone)
+COPIES = (torch.clone, torch.detach)
 
 
 def untransposed(weight: Any) -> fx.Node | None:
@@ -116,6 +117,29 @@ def _slice(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
     cut, whole = slice(start, end, step), slice(None)
     index: tuple[Any, ...] = (*(whole,) * dim, cut) if dim >= 0 else (..., cut, *(whole,) * (-dim - 1))
     return operator.getitem, (x, index)
+
+
+def _index(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    """`x[:, index]`: None stands for a dimension that is taken whole."""
+    x, indices = args
+    return operator.getitem, (x, tuple(slice(None) if i is None else stored(i) for i in indices))
+
+
+def _index_select(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
+    x, dim, index = args
+    return torch.index_select, (x, dim, stored(index))
+
+
+def stored(value: Any) -> Any:
+    """The tensor of the program of which a value is a copy, made for this one use; else the value itself."""
+    copies = isinstance(value, fx.Node) and value.target in COPIES and len(value.users) == 1
+    return stored(value.args[0]) if copies else value
+
+
+def _reversed_sub(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args] | None:
+    x, other, *alpha = args
+    plain = alpha in ([], [1]) and "alpha" not in node.kwargs
+    return (operator.sub, (other, x)) if plain else None
 
 
 def _softmax(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
@@ -211,24 +235,21 @@ REWRITES: dict[str, Rewrite] = {
     "upsample_bilinear2d": _upsample("bilinear"),
     "upsample_bicubic2d": _upsample("bicubic"),
     "upsample_trilinear3d": _upsample("trilinear"),
+    "mT": lambda args, node: (torch.transpose, (args[0], -2, -1)),
+    "index": _index,
+    "index_select": _index_select,
+    "rsub": _reversed_sub,
     **{
         name: _same(getattr(torch, name))
         for name in (
-            *(
-                "permute",
-                "transpose",
-                "t",
-                "flatten",
-                "unflatten",
-                "squeeze",
-                "unsqueeze",
-                "select",
-                "narrow",
-            ),
-            *("split", "split_with_sizes", "chunk", "unbind", "roll", "flip", "tile", "movedim"),
-            *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "broadcast_to"),
+            *("permute", "transpose", "swapaxes", "swapdims", "t", "movedim", "moveaxis", "rot90", "adjoint"),
+            *("flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "select", "narrow", "diagonal"),
+            *("split", "split_with_sizes", "chunk", "unbind", "roll", "flip", "tile", "repeat_interleave"),
+            *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "broadcast_to"),
+            *("multiply", "subtract", "divide", "true_divide", "negative", "concat", "concatenate", "clip"),
         )
     },
+    **{name: _same(getattr(torch.Tensor, name)) for name in ("repeat", "unfold", "neg_")},
 }
 #: operators that give a tuple of which only the first element is the value
 TUPLES = frozenset(
@@ -265,14 +286,27 @@ def _needs_more_than_the_first(node: fx.Node) -> bool:
     return any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
 
 
+#: keywords with which an operator is still what the table says
+KNOWN = frozenset(
+    ("alpha", "dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format", "copy", "scale")
+)
+
+
 def _rewrite(graph: fx.Graph, node: fx.Node, name: str) -> None:
     outcome = REWRITES[name](all_arguments(node), node)
-    if outcome is None:
+    if outcome is None or any(value for name, value in _keywords(node) if name not in KNOWN):
         return
     node.target, node.args = outcome
     node.kwargs = {key: value for key, value in node.kwargs.items() if key == "alpha"}
     if name in TUPLES:
         _take_the_firsts_place(graph, node)
+
+
+def _keywords(node: fx.Node) -> list[tuple[str, Any]]:
+    """The arguments that can be given by name only, which the table does not see."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    declared = {a.name for a in node.target._schema.arguments if a.kwarg_only}
+    return [(name, value) for name, value in node.kwargs.items() if name in declared]
 
 
 def _take_the_firsts_place(graph: fx.Graph, node: fx.Node) -> None:

@@ -14,6 +14,7 @@ from bntool.algebra.affine import Array
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import is_computed
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
+from bntool.graphs.fx_values import IN_PLACE
 
 
 def names(text: str) -> frozenset[str]:
@@ -142,7 +143,7 @@ def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[s
     return result
 
 
-IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "setitem")
+IN_PLACE_OPERATORS = frozenset(function.__name__ for function in IN_PLACE.values())
 
 
 def function_name(node: fx.Node) -> str:
@@ -161,7 +162,21 @@ def changes_in_place(node: fx.Node) -> bool:
     """Whether a call overwrites its first argument."""
     if node.kwargs.get("inplace") is True:
         return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments)
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.op not in ("call_method", "call_function"):
         return False
     return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS
+
+
+def overwritten(node: fx.Node) -> list[fx.Node]:
+    """The arguments that such a call changes: those its schema says, or the first one."""
+    values = [node.args[0] if node.args else node.kwargs.get("input")]
+    if isinstance(node.target, torch._ops.OpOverload):
+        declared = enumerate(node.target._schema.arguments)
+        written = [(i, a.name) for i, a in declared if a.alias_info is not None and a.alias_info.is_write]
+        values = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in written]
+    found: list[fx.Node] = []
+    fx.node.map_arg(values, found.append)
+    return found

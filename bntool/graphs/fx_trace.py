@@ -123,9 +123,13 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """(Without what fx notes of where a node came from.)"""
-        node = self.graph.create_node(*args, **kwargs)
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any, **named: Any
+    ) -> fx.Node:
+        """(Without what fx notes of where a node came from.) Raises: TraceError."""
+        if kind != "call_module" and kwargs.get("out") is not None:
+            raise fx.proxy.TraceError("a call writes its result into another value")
+        node = self.graph.create_node(kind, target, args, kwargs, *more, **named)
         if isinstance(node.type, str):  # quoted: a name that a pickled graph would not find
             node.type = None
         node.meta["at"] = self.path

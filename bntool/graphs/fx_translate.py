@@ -21,6 +21,7 @@ from bntool.graphs.fx_calls import (
     changes_in_place,
     function_name,
     names,
+    overwritten,
     param_of,
 )
 from bntool.graphs.fx_frozen import is_frozen_norm
@@ -96,7 +97,8 @@ class Translator:
         new = self._add(node, spec if spec is not None else self._opaque(node))
         if changes_in_place(node) and new.kind != "identity":  # an in-place dropout in eval changes nothing
             new.overwrites = True
-            self._overwrite(node, new)
+            for target in overwritten(node):
+                self._overwrite(target, new)
 
     def _spec(self, node: fx.Node) -> Spec | None:
         call = Call(node, self.part, self.way.sizes, self.plain)
@@ -284,10 +286,9 @@ class Translator:
         known = tuple(f"{path}.{name}" for name in AFTERWARDS if hasattr(module, name))
         return any(not (at in known or at.startswith(tuple(k + "." for k in known))) for at in inside)
 
-    def _overwrite(self, node: fx.Node, new: Node) -> None:
-        """An in-place op: from here on its first argument is its result; views of it have changed too."""
-        target = node.args[0] if node.args else node.kwargs.get("input")
-        if not isinstance(target, fx.Node) or target not in self.now:
+    def _overwrite(self, target: fx.Node, new: Node) -> None:
+        """An in-place op: from here on what it overwrites is its result; views of it have changed too."""
+        if target not in self.now:
             return
         old = self.now[target]
         family = [n for n in self.family.get(id(old), []) if n is not old]

@@ -15,6 +15,12 @@ IN_PLACE = {
     "__isub__": operator.isub,
     "__imul__": operator.imul,
     "__itruediv__": operator.itruediv,
+    "__ifloordiv__": operator.ifloordiv,
+    "__imod__": operator.imod,
+    "__ipow__": operator.ipow,
+    "__iand__": operator.iand,
+    "__ior__": operator.ior,
+    "__ixor__": operator.ixor,
     "__setitem__": operator.setitem,
 }
 
