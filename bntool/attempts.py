@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bntool.algebra.affine import Blocked, ChannelAffine
+from bntool.goals import Cope, Goal, Make
 from bntool.graphs.base import Node
-from bntool.search import Cope, Goal, Make
 
 #: the calls of a norm, each with its map
 Pairs = list[tuple[Node, ChannelAffine]]

@@ -13,9 +13,8 @@ import numpy as np
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.kernels import Kernel, average
 from bntool.algebra.norms import norm_map
+from bntool.combinations import SUMS
 from bntool.graphs.base import Graph, Node
-
-SUMS = ("add", "sub")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from bntool.algebra.norms import norm_map
 from bntool.attempts import ATTEMPTS
 from bntool.changes import Change, Constants, same
 from bntool.globs import matches
+from bntool.goals import Absorb, Found, Goal
 from bntool.graphs.base import SHARING, Graph, Node, Param
 from bntool.rewriting import OutOfRange
-from bntool.search import Absorb, Found, Goal, Search, is_norm, place
+from bntool.search import Search, is_norm, place
 
 
 @dataclass(eq=False)

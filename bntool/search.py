@@ -7,7 +7,7 @@ lost the map. An op that a map passes turns a goal into goals further on; a node
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bntool.algebra.absorbing import NORMS, before, behind
@@ -16,70 +16,13 @@ from bntool.algebra.moves import Index, gather
 from bntool.algebra.passing import PASSING
 from bntool.algebra.rules import Down, Stay, Task, Up
 from bntool.changes import Constants
+from bntool.combinations import LINES, Combination, Reads, combination, combinations_below
+from bntool.goals import Absorb, Cope, Found, Goal, Make, Rely, Settled
 from bntool.graphs.base import Graph, Node
 
 #: how many goals one search may look at before it gives up
 BUDGET = 4000
 TOO_FAR = Blocked("its map would have to travel too far")
-
-
-@dataclass(frozen=True, eq=False)
-class Make:
-    """`value` must become `map(value)` for this reader, which reads it at `port`."""
-
-    value: Node
-    map: ChannelAffine
-    reader: Node
-    port: int = 0
-
-    @property
-    def operand(self) -> tuple[int, int]:
-        return id(self.reader), self.port
-
-
-@dataclass(frozen=True, eq=False)
-class Cope:
-    """What `reader` gets at `port` was `map(x)` and is now `x`."""
-
-    reader: Node
-    port: int
-    map: ChannelAffine
-
-
-@dataclass(frozen=True, eq=False)
-class Absorb:
-    """`node` takes a map into its parameters; `form` is the map as they see it."""
-
-    node: Node
-    side: str
-    form: ChannelAffine
-
-
-@dataclass(frozen=True, eq=False)
-class Rely:
-    """The parameters of which `constant` is computed must stay as they are."""
-
-    constant: Node
-
-
-Goal = Make | Cope | Absorb | Rely
-
-
-@dataclass
-class Found:
-    """What a search has settled so far."""
-
-    absorbed: list[Absorb] = field(default_factory=list)
-    wanted: dict[int, list[list[Make]]] = field(default_factory=dict)
-    """What is asked of values, in rounds: in each every reader asks once, and then the map goes up."""
-    waiting: dict[int, Blocked] = field(default_factory=dict)
-    """Values of which some readers have not asked for the map yet."""
-    relied: set[Hashable] = field(default_factory=set)
-    """Owners of constants whose values maps were computed with: they must stay as they are."""
-
-    def copy(self) -> Found:
-        wanted = {key: [list(makes) for makes in rounds] for key, rounds in self.wanted.items()}
-        return Found(list(self.absorbed), wanted, dict(self.waiting), set(self.relied))
 
 
 @dataclass
@@ -151,6 +94,7 @@ class Search:
             if len(ways) > 1:
                 return self._first(ways, goals[1:], found)
             goals = (*ways[0], *goals[1:])
+        assert not found.settled, "all who read a value that has lost a map are asked, one after the other"
         waiting = next(iter(found.waiting.values()), None)  # a Blocked is falsy: `or` would lose it
         return found if waiting is None else waiting
 
@@ -170,9 +114,12 @@ class Search:
         if isinstance(goal, Rely):
             found.relied.update(self.constants.owners(goal.constant))
             return [[]]
+        if isinstance(goal, Settled):
+            found.settled.add((goal.reader, goal.port))
+            return [[]]
         if goal.map.is_identity:
             return [[]]
-        return self._make(goal, found) if isinstance(goal, Make) else self._cope(goal)
+        return self._make(goal, found) if isinstance(goal, Make) else self._cope(goal, found)
 
     def _make(self, goal: Make, found: Found) -> list[list[Goal]] | Blocked:
         value = goal.value
@@ -214,43 +161,63 @@ class Search:
         if self._gone(node):
             return [[Make(node.inputs[0], m, node)]]
         if node.kind in PASSING:
-            tasks = PASSING[node.kind].up(self._site(node), m)
-            return self._goals(node, tasks)
+            ways, whole = self._goals(node, PASSING[node.kind].up(self._site(node), m)), combination(node)
+            return ways if whole is None else _either(ways, self._above_whole(whole, m))
         form = behind(node.kind, node.attrs, shapes(node), m)
         return self._taken(node, "after", form)
 
-    def _cope(self, goal: Cope) -> list[list[Goal]] | Blocked:
+    def _above_whole(self, whole: Combination, m: ChannelAffine) -> list[list[Goal]] | Blocked:
+        tasks = PASSING[whole.node.kind].up(self._site(whole.node), m)
+        return self._goals(whole.node, tasks, whole.reads)
+
+    def _cope(self, goal: Cope, found: Found) -> list[list[Goal]] | Blocked:
         node = goal.reader
+        if (node, goal.port) in found.settled:
+            found.settled.remove((node, goal.port))
+            return [[]]
         if node.kind == "output":
             return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
         if self._gone(node):
             return self._below(node, goal.map)
         if node.kind in PASSING:
-            tasks = PASSING[node.kind].down(self._site(node), goal.port, goal.map)
-            return self._goals(node, tasks)
+            ways = self._goals(node, PASSING[node.kind].down(self._site(node), goal.port, goal.map))
+            whole = next(combinations_below(node, goal.port), None) if node.kind in LINES else None
+            return ways if whole is None else _either(ways, self._below_whole(whole, goal))
         form = before(node.kind, node.attrs, shapes(node), goal.map)
         return self._taken(node, "before", form)
+
+    def _below_whole(self, whole: Combination, goal: Cope) -> list[list[Goal]] | Blocked:
+        """All reads of the value within the combination at once."""
+        port = whole.port_of(goal.reader, goal.port)
+        assert port is not None
+        ways = self._goals(whole.node, PASSING[whole.node.kind].down(self._site(whole.node), port, goal.map))
+        others = [Settled(*read) for read in whole.reads[port] if read != (goal.reader, goal.port)]
+        return ways if isinstance(ways, Blocked) else [[*others, *way] for way in ways]
 
     def _site(self, node: Node) -> NodeSite:
         return NodeSite(self.graph, node, self.constants)
 
-    def _goals(self, node: Node, ways: list[list[Task]] | Blocked) -> list[list[Goal]] | Blocked:
+    def _goals(
+        self, node: Node, ways: list[list[Task]] | Blocked, reads: Reads | None = None
+    ) -> list[list[Goal]] | Blocked:
+        """`reads`: where the inputs are really read, if not by `node` itself."""
         if isinstance(ways, Blocked):
             return at(node, ways)
+        reads = tuple(((node, port),) for port in range(len(node.inputs))) if reads is None else reads
         result = []
         for way in ways:
-            goals = self._goals_of(node, way)
+            goals = self._goals_of(node, way, reads)
             if isinstance(goals, Blocked):
                 return goals
             result.append(goals)
         return result
 
-    def _goals_of(self, node: Node, way: list[Task]) -> list[Goal] | Blocked:
+    def _goals_of(self, node: Node, way: list[Task], reads: Reads) -> list[Goal] | Blocked:
         goals: list[Goal] = []
         for task in way:
             match task:
                 case Up(port, m):
-                    goals.append(Make(node.inputs[port], m, node, port))
+                    goals.extend(Make(node.inputs[port], m, *read) for read in reads[port])
                 case Stay(port):
                     goals.append(Rely(node.inputs[port]))
                 case Down(m):
@@ -275,6 +242,15 @@ class Search:
         if refusal:
             return Blocked(refusal)
         return [[Absorb(node, side, form)]]
+
+
+def _either(
+    first: list[list[Goal]] | Blocked, second: list[list[Goal]] | Blocked
+) -> list[list[Goal]] | Blocked:
+    """The ways of both; the first one's refusal where neither has any."""
+    if isinstance(second, Blocked):
+        return first
+    return second if isinstance(first, Blocked) else [*first, *second]
 
 
 def shapes(node: Node) -> dict[str, tuple[int, ...]]:

@@ -139,8 +139,31 @@ def _of_two(
     return Passing(either_down, either_up)
 
 
+def _combination_down(site: Site, port: int, m: ChannelAffine) -> Ways:
+    """`y = sum(a * x) + shift` with `factors` a: a value that cancels out is not read at all."""
+    a, b = site.attrs["factors"][port], site.attrs["shift"]
+    if a == 0 or sum(map(bool, site.attrs["factors"])) == 1:
+        return _line_down(site, m, (np.asarray(a), np.asarray(b)))
+    if m.scales:
+        return Blocked("a scale of one summand cannot pass a sum")
+    return [[Down(result(site, ChannelAffine(m.scale, a * m.shift)))]]
+
+
+def _combination_up(site: Site, m: ChannelAffine) -> Ways:
+    """The scale goes to every value that does not cancel out, the shift to any of them."""
+    read = [(port, a) for port, a in enumerate(site.attrs["factors"]) if a != 0]
+    shift = m.scale * site.attrs["shift"] + m.shift - site.attrs["shift"]
+    return ways_of(
+        *[
+            [(p, operand(site, p, ChannelAffine(m.scale, shift * (p == to) / a))) for p, a in read]
+            for to, _ in (read if shift.any() else read[:1])
+        ]
+    )
+
+
 SUM = _of_two("add", _sum_down(1.0), _sum_up(1.0))
 DIFFERENCE = _of_two("sub", _sum_down(-1.0), _sum_up(-1.0))
+COMBINATION = Passing(_combination_down, _combination_up)
 PRODUCT = _of_two("mul", _product_down, _product_up)
 QUOTIENT = _of_two("div", _quotient_down, _quotient_up)
 NUMBERS = Passing(

@@ -8,7 +8,7 @@ import numpy as np
 
 from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.contraction import ATTENTION, MATMUL
-from bntool.algebra.elementwise import DIFFERENCE, NUMBERS, PRODUCT, QUOTIENT, SUM
+from bntool.algebra.elementwise import COMBINATION, DIFFERENCE, NUMBERS, PRODUCT, QUOTIENT, SUM
 from bntool.algebra.moves import gather, scatter
 from bntool.algebra.rules import Down, Passing, Site, Up, Ways, varies
 
@@ -152,6 +152,7 @@ PASSING: dict[str, Passing] = {
     "mean": Passing(_mean_down, _mean_up),
     "add": SUM,
     "sub": DIFFERENCE,
+    "combination": COMBINATION,
     "mul": PRODUCT,
     "div": QUOTIENT,
     "scalar": NUMBERS,

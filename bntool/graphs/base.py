@@ -29,6 +29,8 @@ sum              x       dims (negative), keepdim
 upsample         x       dims: interpolated dimensions (negative); weights sum to one
 pad              x       widths: ((before, after), ...) per trailing dimension, mode, value
 add, sub         a, b
+combination      *xs     factors, shift: sum(factor * x) + shift, which the planner makes of sums that read
+                         one value several times; no graph has it
 mul              a, b    elementwise product of two values (a gate, an attention mask)
 div              a, b
 matmul           a, b    rows_sum_to_one: known of `a` (softmax, dropout in eval, layout)
@@ -149,15 +151,6 @@ def storage(node: Node) -> list[Node]:
         found.append(value := todo.pop())
         todo += [reader for reader, _ in value.users if reader.kind in SHARING]
     return found
-
-
-def doubled(kind: str, inputs: Sequence[Node]) -> bool:
-    """Whether an op is `y + y`, which is `2 * y`: what passes that need not reach two operands alike."""
-    return kind == "add" and len(inputs) == 2 and inputs[0] is inputs[1]
-
-
-#: the attributes of the kind "scalar" that it is
-DOUBLE = {"a": 2.0, "b": 0.0}
 
 
 def connect(nodes: Sequence[Node]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from bntool.algebra.absorbing import NORMS
-from bntool.graphs.base import DOUBLE, Node, Param, doubled
+from bntool.graphs.base import Node, Param
 from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_bias import would_use_a_bias
 from bntool.graphs.fx_calls import (
@@ -197,8 +197,6 @@ class Translator:
     def _add(self, node: fx.Node, spec: Spec) -> Node:
         inputs = tuple(self._value(i) for i in spec.inputs)
         params = {name: self._renamed(p) for name, p in spec.params.items()}
-        if doubled(spec.kind, inputs):
-            spec, inputs = Spec("scalar", spec.inputs[:1], dict(DOUBLE)), inputs[:1]
         if "no_bias" in spec.attrs and self._would_use_a_bias(node):
             del spec.attrs["no_bias"]
         new = Node(node.name, spec.kind, inputs, spec.attrs, params, origin=node, where=self._where(node))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto
 
 from bntool.algebra.affine import Array
-from bntool.graphs.base import DOUBLE, Node, Param, Shape, doubled
+from bntool.graphs.base import Node, Param, Shape
 from bntool.graphs.onnx_constants import Const, as_float64, attributes, is_float, name_of
 from bntool.graphs.onnx_constants import values as list_of
 from bntool.graphs.onnx_shapes import Types
@@ -164,8 +164,6 @@ class Op:
 
     def node(self, kind: str, *inputs: Node, port: int = 0, **attrs: Any) -> Node:
         """The neutral node of output `port`."""
-        if doubled(kind, inputs):
-            kind, inputs, attrs = "scalar", inputs[:1], dict(DOUBLE)
         out = self.proto.output[port]
         typed = self.types.of(out)
         origin = Origin(self.proto, self.scope, shape=typed.shape, dtype=self.dtype(out))

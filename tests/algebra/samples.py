@@ -123,6 +123,13 @@ PASSES = [
     two("sum", "add", torch.add, IMAGE, IMAGE),
     two("broadcast sum", "add", torch.add, IMAGE, (4, 1, 1)),
     two("difference", "sub", torch.sub, IMAGE, IMAGE),
+    *[
+        two("weighted sum", "combination", run, IMAGE, IMAGE, factors=factors, shift=1.0)
+        for run, factors in (
+            (lambda x, y: 3 * x - y + 1, (3.0, -1.0)),
+            (lambda x, y: 0 * x - y + 1, (0.0, -1.0)),
+        )
+    ],
     two("product", "mul", torch.mul, IMAGE, IMAGE),
     two("gate", "mul", torch.mul, IMAGE, (2, 4, 1, 1)),
     two("quotient", "div", torch.div, IMAGE, IMAGE),
