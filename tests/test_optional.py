@@ -106,3 +106,57 @@ def test_norms_are_put_where_the_model_as_it_is_called_has_layers() -> None:
     assert len(folded.report.folded) == 2
     for call in ((x,), (x, mask), (x, mask, True)):
         torch.testing.assert_close(folded.model(*call), model(*call), rtol=1e-4, atol=1e-5)
+
+
+class Seven(Base):
+    """More arguments that can be left out than any model needs."""
+
+    def forward(
+        self,
+        x: Tensor,
+        a: Tensor | None = None,
+        b: Tensor | None = None,
+        c: Tensor | None = None,
+        d: Tensor | None = None,
+        e: Tensor | None = None,
+        f: Tensor | None = None,
+        g: Tensor | None = None,
+    ) -> Tensor:
+        y = self.conv(x)
+        for gain in (a, b, c, d, e, f):
+            y = y if gain is None else y * gain
+        return self.choose(y, given=c is not None and g is not None)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_module_with_seven_optional_arguments_folds_for_all_ways(with_inputs: bool) -> None:
+    x, gain = torch.randn(2, 3, 5, 5), torch.ones(())
+    model = randomise_norms(Seven().eval(), (x,))
+    result = bntool.fold(model, x if with_inputs else None, verify=False)
+    assert [entry.name for entry in result.report.folded] == ["after"]
+    for given in ({}, {"c": gain}, {"g": gain}, {"c": gain, "g": gain}):
+        torch.testing.assert_close(result.model(x, **given), model(x, **given), rtol=1e-4, atol=1e-5)
+
+
+def test_too_many_ways_are_said_to_be_what_they_are() -> None:
+    class Eight(Seven):
+        def forward(  # type: ignore[no-untyped-def,override]
+            self, x, a=None, b=None, c=None, d=None, e=None, f=None, g=None, h=None
+        ):
+            return super().forward(x if h is None else x * h, a, b, c, d, e, f, g)
+
+    (note,) = bntool.fold(Eight().eval(), verify=False).report.notes
+    assert note == "the model can go more than 128 ways: its inside is analysed in parts"
+
+
+def test_a_loop_for_as_long_as_the_data_say_is_not_followed_for_ever() -> None:
+    class Loop(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            while x.abs().max() > 1:
+                x = self.norm(x) * 0.01
+            return x
+
+    x = torch.randn(2, 3, 5, 5)
+    report = bntool.fold(randomise_norms(Loop().eval(), (x,)), x, verify=False).report
+    assert "norm" in [entry.name for entry in report.kept]

@@ -22,6 +22,14 @@ from bntool.graphs.fx_values import Reader, Value
 LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
 
 
+#: a module that can go more ways is not traced: each fork on a way is one more
+MOST_WAYS = 128
+
+
+class EndlessWays(Exception):
+    """One way alone has too many forks: a loop that goes on for as long as the data say."""
+
+
 @dataclass
 class Watch:
     """Values that a hook sees: fx nodes -> the sentence that says so."""
@@ -56,6 +64,8 @@ class Tracer(fx.Tracer):
         self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
         self.sizes_decide = sizes_decide
         self.taken = 0
+        self.asked_data = False
+        """Whether a fork was at anything but an argument that may be left out."""
         self.answers: dict[Any, bool] = {}
         self.measuring = False
         """Whether sizes are being worked out: modules then run as they are."""
@@ -111,6 +121,8 @@ class Tracer(fx.Tracer):
         """Which way to go, the same whenever the same is asked: both are gone, in different traces."""
         question = asked(node)
         if question not in self.answers:
+            if self.taken == MOST_WAYS:
+                raise EndlessWays
             if self.taken == len(self.decisions):
                 self.decisions.append(True)
             self.answers[question] = self.decisions[self.taken]
@@ -205,6 +217,7 @@ class Tracer(fx.Tracer):
         known = self.known(obj.node)
         if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
             return bool(known)
+        self.asked_data |= not asks_for_optional(obj.node)
         self.watch.mark(obj, "which way the forward goes depends on this value")
         return self._fork(obj.node)
 

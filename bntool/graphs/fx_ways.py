@@ -9,11 +9,16 @@ from typing import Any
 from torch import fx, nn
 
 from bntool.graphs.fx_sizes import Sizes
-from bntool.graphs.fx_trace import Tracer
+from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
 from bntool.graphs.fx_untouched import untouched
 
-#: control flow is followed through at most so many ways
-MAX_PATHS = 16
+#: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short
+SOME_WAYS = 16
+#: nodes of all ways together
+SHORT = 10_000
+
+
+MANY = "can go more than {} ways"
 
 
 @dataclass
@@ -29,6 +34,15 @@ class Way:
     """The path of the module that was traced, where it is a part of the model."""
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Why `path` cannot be traced, and whether that may be for want of known sizes."""
+
+    path: str
+    why: str = "cannot be traced"
+    sizes_may_help: bool = True
+
+
 def ways_through(
     root: nn.Module,
     is_leaf: Callable[[nn.Module, str], bool],
@@ -36,17 +50,18 @@ def ways_through(
     *,
     sizes_decide: bool = True,
     as_given: bool = False,
-) -> list[Way] | str:
-    """Every way through `root`, or the path of the module that cannot be traced.
+) -> list[Way] | Failed:
+    """Every way through `root`, or the module that cannot be traced.
 
     Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways. Arguments
     with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out.
     """
     ways: list[Way] = []
     todo: list[list[bool]] = [[]]
+    sizes_may_help = False
     while todo:
-        if len(ways) + len(todo) > MAX_PATHS:
-            return ""
+        if len(ways) + len(todo) > (limit := _limit(ways)):
+            return Failed("", MANY.format(limit), sizes_may_help)
         decisions = todo.pop()
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
@@ -55,12 +70,20 @@ def ways_through(
                 graph = tracer.run(root)
         except Exception as error:
             if not (decisions and cannot_happen(error)):
-                return tracer.failed_in or ""
+                path = tracer.failed_in or ""
+                endless = isinstance(error, EndlessWays)
+                return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path)
         else:
             assert tracer.sizes is not None
             ways.append(Way(graph, tracer.sizes, tracer.watch.seen, rebound))
+        sizes_may_help |= tracer.asked_data
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
-    return ways or ""
+    return ways or Failed("")
+
+
+def _limit(ways: list[Way]) -> int:
+    """How many ways can be followed, going by those that have been."""
+    return SOME_WAYS if sum(len(way.graph.nodes) for way in ways) > SHORT else MOST_WAYS
 
 
 def cannot_happen(error: Exception) -> bool:

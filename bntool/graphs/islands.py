@@ -13,7 +13,7 @@ from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_trace import has_hooks
 from bntool.graphs.fx_translate import Translator
-from bntool.graphs.fx_ways import ways_through
+from bntool.graphs.fx_ways import Failed, ways_through
 from bntool.graphs.reach import islands_of
 from bntool.graphs.recording import Recording, record
 
@@ -89,13 +89,11 @@ def trace_part(
         return
     while True:
         ways = ways_through(part, leaf, known, sizes_decide=whole, as_given=as_given)
-        if not isinstance(ways, str):
+        if not isinstance(ways, Failed):
             break
-        failed = joined(prefix, ways)
-        advice = "; example inputs may help" if whole and inputs is None else ""
-        graph.notes.append(
-            f"{failed or 'the model'} cannot be traced: its inside is analysed in parts{advice}"
-        )
+        failed = joined(prefix, ways.path)
+        advice = "; example inputs may help" if whole and inputs is None and ways.sizes_may_help else ""
+        graph.notes.append(f"{failed or 'the model'} {ways.why}: its inside is analysed in parts{advice}")
         graph.dark.add(failed)
         if failed == prefix:
             return
