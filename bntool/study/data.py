@@ -11,6 +11,8 @@ from torch import Tensor
 from bntool.errors import UsageError
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
+#: examples that a training and a test part need together
+FEWEST = 20
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def split(name: str, inputs: tuple[Tensor, ...], targets: Tensor, *, test: float
     Raises: UsageError when there are too few examples to split.
     """
     total = len(targets)
-    if total < 20:
-        raise UsageError(f"only {total} examples", where=name, next="A study needs at least 20.")
+    if total < FEWEST:
+        raise UsageError(f"only {total} examples", where=name, next=f"A study needs at least {FEWEST}.")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     whole, cut = Part(inputs, targets), total - math.ceil(test * total)
     return Data(name, whole.rows(order[:cut]), whole.rows(order[cut:]))

@@ -14,6 +14,7 @@ from torch import nn
 
 from bntool.errors import RunError, UsageError
 from bntool.progress import Progress, silent
+from bntool.sources.importing import said
 from bntool.study import budget as budgets
 from bntool.study.arms import PLAIN, check_norms, has_any, is_control, own_norm
 from bntool.study.backends import cores
@@ -31,6 +32,7 @@ from bntool.study.setting import Setting
 from bntool.study.source import ModelSource
 from bntool.study.training import EVALUATED
 from bntool.study.trial import COST, OPTIMIZERS, Trial
+from bntool.study.usable import insist_on_a_question, insist_on_values, one_class_each
 
 #: share of the budget that goes into timing, and its bounds in seconds
 COST_SHARE, COST_LEAST, COST_MOST = 0.05, 1.0, 20.0
@@ -159,15 +161,16 @@ def prepare(source: ModelSource, data: Any, example_inputs: Any, loss_fn: Loss |
     """
     wanted = as_tuple(example_inputs) if example_inputs is not None else source.example_inputs()
     loaded = load_data(data, image_size=image_size(wanted))
+    insist_on_values(loaded)
     if wanted is not None:
         loaded = fit_inputs(loaded, wanted)
     output = first_output(source, loaded)
     if loss_fn is None:
-        loaded = fit_targets(loaded, output)
+        loaded = fit_targets(one_class_each(loaded), output)
+        insist_on_a_question(loaded)
     setting = Setting(source, loaded, loss_fn)
     if loss_fn is not None:
-        begun = start_loss(source.fresh(0), loaded.test.first(EVALUATED), loss_fn)
-        setting = replace(setting, start_loss=begun)
+        setting = replace(setting, start_loss=first_loss(source, loaded, loss_fn))
     return setting
 
 
@@ -190,9 +193,21 @@ def first_output(source: ModelSource, data: Data) -> Any:
     except Exception as problem:
         shapes = ", ".join("x".join(map(str, x.shape)) for x in data.train.first(4).inputs)
         raise RunError(
-            f"the model cannot take the data ({shapes}): {type(problem).__name__}: {problem}",
+            f"the model cannot take the data ({shapes}): {said(problem)}",
             where=source.name,
             next="Define example_inputs() beside the factory, or give data made for it.",
+        ) from problem
+
+
+def first_loss(source: ModelSource, data: Data, loss_fn: Loss) -> float:
+    """What the user's own loss is before any training. Raises: RunError where it does not give a number."""
+    try:
+        return start_loss(source.fresh(0), data.test.first(EVALUATED), loss_fn)
+    except Exception as problem:
+        raise RunError(
+            f"the loss cannot judge the model's output: {said(problem)}",
+            where="--loss",
+            next="It is called as loss(output, target) with a batch of both, and gives one number.",
         ) from problem
 
 
