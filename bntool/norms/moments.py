@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from math import isfinite
+from functools import reduce
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
 
-#: below this many values in a plane, converting everything to float64 costs nothing worth saving
-SHORT_PLANE = 16
+#: below this many values in a row, work on each row costs more than work on its values
+SHORT_ROW = 16
 
-#: values worked on at once: 4 MiB in float32
-CACHED = 1 << 20
+#: values whose squares are added up in float32, at most
+LONG_ROW = 4096
+
+#: mean^2 over variance up to which sums of squares are exact enough: two bits of them are lost
+FAR = 3
+
+#: values worked on at once in float64: 512 KiB
+CACHED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.m2).all())
+        """Whether all values were: one that is not leaves no finite deviation."""
+        return isfinite(self.m2.sum())
 
 
 def merged(parts: Iterable[Moments]) -> Moments:
@@ -56,44 +63,8 @@ def merged(parts: Iterable[Moments]) -> Moments:
     return reduce(Moments.merge, parts)
 
 
-@dataclass(frozen=True)
-class Planes:
-    """The moments of every (sample, channel) plane of a batch: `length` values each.
-
-    Shapes: mean and m2 (N, C), float64.
-    """
-
-    length: int
-    mean: Tensor
-    m2: Tensor
-
-    @cached_property
-    def finite(self) -> bool:
-        """Whether all values were: one that is not leaves no finite deviation in its plane."""
-        return isfinite(self.m2.sum())
-
-    def pooled(self, start: int = 0, stop: int | None = None) -> Moments:
-        """The samples `start` to `stop` as one set of values."""
-        mean, m2 = self.mean[start:stop], self.m2[start:stop]
-        centre = mean.mean(0)
-        spread = (mean - centre).square().sum(0) * self.length
-        return Moments(self.length * len(mean), centre, m2.sum(0) + spread)
-
-
-def pooled(parts: Iterable[Planes]) -> Moments:
-    """All planes of `parts` (at least one) as one set of values."""
-    by_length: dict[int, list[Planes]] = {}
-    for part in parts:
-        by_length.setdefault(part.length, []).append(part)
-    together = (
-        Planes(length, torch.cat([p.mean for p in alike]), torch.cat([p.m2 for p in alike]))
-        for length, alike in by_length.items()
-    )
-    return merged(planes.pooled() for planes in together)
-
-
-def planes(values: Tensor, channel_dim: int = 1) -> Planes:
-    """The planes of a batch whose channels are in `channel_dim`; channels last makes every position a sample.
+def moments(values: Tensor, channel_dim: int = 1) -> Moments:
+    """The moments of a batch whose channels are in `channel_dim`.
 
     Shapes: values (N, C), (N, C, *space), or (*positions, C) with channel_dim = -1.
     """
@@ -101,35 +72,57 @@ def planes(values: Tensor, channel_dim: int = 1) -> Planes:
     if channel_dim == -1:
         values = values.flatten(0, -2)
     rows = values.flatten(2) if values.dim() > 2 else values.unsqueeze(2)
-    if rows.shape[2] >= SHORT_PLANE and rows.dtype != torch.float64:
-        found = _centred(rows.float())
-        if found.finite:
-            return found
-    return _centred(rows.double())  # short planes; or squares that overflow float32
+    if rows.dtype == torch.float64:
+        return _centred(rows)
+    found = _summed(rows.float())
+    far = _far_from_zero(found)
+    if len(far):
+        exact = _centred(rows.index_select(1, far))
+        found.mean.index_copy_(0, far, exact.mean)
+        found.m2.index_copy_(0, far, exact.m2)
+    return found
 
 
-def _centred(rows: Tensor) -> Planes:
-    """The moments of each row, from deviations from the row's own rounded mean.
+def _summed(rows: Tensor) -> Moments:
+    """The moments from sum(x) and sum(x^2): right where the mean is not far from zero."""
+    n, _, length = rows.shape
+    if length < min(SHORT_ROW, n):
+        total, squares = rows.sum(0), rows.square().sum(0)
+        mean, m2 = total.sum(1, dtype=torch.float64), squares.sum(1, dtype=torch.float64)
+    else:
+        mean = rows.sum(2).sum(0, dtype=torch.float64)
+        m2 = reduce(torch.add, map(_squares, rows.split(LONG_ROW, 2)))
+    count = n * length
+    mean /= count
+    return Moments(count, mean, m2.addcmul_(mean, mean, value=-count))
 
-    So nothing cancels however far from zero the values lie. What rounding the mean left over is put back:
-    sum(d^2) - sum(d)^2 / L. A few rows at a time, so that their deviations stay in the cache.
+
+def _squares(rows: Tensor) -> Tensor:
+    """The sum of squares of every channel, without writing down the squares."""
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=2)
+    return norm.double().square_().sum(0)
+
+
+def _far_from_zero(found: Moments) -> Tensor:
+    """The channels of whose digits sum(x^2) has too few, as the mean is most of it.
+
+    What is not finite is among them: squares overflow float32 where float64 holds them.
     """
-    n, c, length = rows.shape
-    rows = rows.reshape(n * c, length)
-    step = max(1, CACHED // max(1, length))
-    deviations = torch.empty_like(rows[:step])
-    centre, rest, norm = rows.new_empty(n * c, 1), rows.new_empty(n * c), rows.new_empty(n * c)
-    for at in range(0, n * c, step):
-        part, to = rows[at : at + step], slice(at, at + step)
-        torch.mean(part, 1, keepdim=True, out=centre[to])
-        deviation = torch.sub(part, centre[to], out=deviations[: len(part)])
-        torch.sum(deviation, 1, out=rest[to])
-        torch.linalg.vector_norm(deviation, dim=1, out=norm[to])
-    rest = rest.double().div_(length)
-    m2 = norm.double().square_().addcmul_(rest, rest, value=-length).clamp_min_(0.0)
-    return Planes(length, (centre.squeeze(1) + rest).view(n, c), m2.view(n, c))
+    spare = torch.addcmul(FAR * found.m2, found.mean, found.mean, value=-found.count)
+    low, high = torch.aminmax(spare)
+    if low.item() >= 0 and high.item() < inf:
+        return spare.new_empty(0, dtype=torch.long)
+    return torch.nonzero(~((spare >= 0) & (spare < inf))).squeeze(1)
 
 
-def moments(values: Tensor, channel_dim: int = 1) -> Moments:
-    """The moments of one batch."""
-    return planes(values, channel_dim).pooled()
+def _centred(rows: Tensor) -> Moments:
+    """The moments from deviations from the mean, in float64, of a few samples at a time."""
+    _, channels, length = rows.shape
+    return merged(map(_of_deviations, rows.split(max(1, CACHED // (channels * length)))))
+
+
+def _of_deviations(rows: Tensor) -> Moments:
+    wide = rows.double()
+    mean = wide.mean((0, 2))
+    m2 = (wide - mean.unsqueeze(1)).square_().sum((0, 2))
+    return Moments(len(rows) * rows.shape[2], mean, m2)

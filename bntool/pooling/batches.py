@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -133,5 +134,5 @@ def accepted_names(model: nn.Module) -> set[str] | None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    held = next((t for t in (*model.parameters(), *model.buffers())), None)
+    held = next(chain(model.parameters(), model.buffers()), None)
     return held.device if held is not None else torch.device("cpu")

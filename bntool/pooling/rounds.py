@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bntool.errors import RunError
-from bntool.norms.moments import Moments, Planes, planes, pooled
+from bntool.norms.moments import Moments, merged, moments
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, device_of
 from bntool.progress import Progress
 
 Norms = dict[str, _BatchNorm]
 ONE_VALUE = "Give more data, or larger batches: a variance needs two values."
-#: the planes that one batch brought to a norm, with the batch's number
-Brought = tuple[int, Planes]
+#: the moments of what one batch brought to a norm, with the batch's number
+Brought = tuple[int, Moments]
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class Book:
         """The first batch of this process with values that are not finite."""
 
     def read(self, norm: nn.Module, value: Tensor, batch: int) -> Brought:
-        """The planes of a norm's input.
+        """The moments of a norm's input.
 
         Raises: RunError naming norm and batch when they are not finite, or not the norm's channels.
         """
         self._refuse_other_channels(norm, value, batch)
-        found = planes(value)
+        found = moments(value)
         if not found.finite:
             self.spoilt = self.spoilt or f"batch {batch}"
             if not ranks.several():
@@ -132,13 +132,13 @@ class Book:
         assert isinstance(norm, _BatchNorm)
         if ranks.several() and not ranks.smallest(int(not self.spoilt), norm.running_mean.device):  # type: ignore[union-attr]
             self._refuse(norm)  # on every rank, so that none waits for another
-        moments = ranks.pooled(pooled(found for _, found in brought) if brought else _nothing(norm))
-        if moments.count < 2:
+        together = ranks.pooled(merged(found for _, found in brought) if brought else _nothing(norm))
+        if together.count < 2:
             raise RunError("one value per channel in all the data", where=self.names[norm], next=ONE_VALUE)
         calls = max(Counter(batch for batch, _ in brought).values(), default=0)
         note = f"called {calls} times a batch: pooled over the calls" if calls > 1 else ""
-        self.settled[norm] = Settled(moments, note)
-        _store(norm, moments, self.batches)
+        self.settled[norm] = Settled(together, note)
+        _store(norm, together, self.batches)
         self.pending.pop(norm)
         self.progress("calibrate", len(self.settled), self.total)
 

@@ -120,6 +120,20 @@ def test_merged_moments_do_not_depend_on_the_cut() -> None:
     assert torch.allclose(whole.variance(), x.transpose(0, 1).flatten(1).var(1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5, 1.5, 2.0, 30.0, 1e5])
+@pytest.mark.parametrize("shape", [(64, 3), (40000, 2), (4, 5, 20), (256, 4, 2, 2), (1, 3, 512, 512)])
+def test_moments_are_exact_for_long_and_short_rows_near_and_far_from_zero(
+    shape: tuple[int, ...], offset: float
+) -> None:
+    """A sum of squares loses the digits that its mean takes, and every value added rounds."""
+    torch.manual_seed(0)
+    x = torch.randn(shape) + offset * torch.linspace(-1, 1, shape[1]).view(1, -1, *[1] * (len(shape) - 2))
+    found, values_ = moments(x), x.double().transpose(0, 1).flatten(1)
+    eps = 16 * torch.finfo(torch.float32).eps
+    assert torch.allclose(found.variance(), values_.var(1), rtol=eps)
+    assert ((found.mean - values_.mean(1)).abs() <= eps / 4 * values_.std(1)).all()
+
+
 def test_values_whose_squares_overflow_are_still_finite() -> None:
     x = torch.tensor([[1e30], [-1e30]]).reshape(1, 1, 2).repeat(2, 1, 16)
     assert moments(x).finite
