@@ -28,8 +28,14 @@ def seconds(text: str | float, where: str) -> float:
 
 
 def share(text: str | float, where: str) -> float:
-    """`5%` or `0.05`. Raises: UsageError."""
-    return _parse(str(text), SHARES, where, "5% or 0.05")
+    """`5%` or `0.05`, but not `5`, which is as likely meant as the one as written as the other.
+
+    Raises: UsageError.
+    """
+    found = _parse(str(text), SHARES, where, "5% or 0.05")
+    if found >= 1.0 and "%" not in str(text):
+        raise UsageError(f"{text} is {found:.0%}", where=where, next=f"Write {text}% if you mean that.")
+    return found
 
 
 def count(text: str | float, where: str) -> int:

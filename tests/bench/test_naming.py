@@ -33,6 +33,14 @@ def test_shares(text: str, value: float) -> None:
     assert units.share(text, "x") == pytest.approx(value)
 
 
+@pytest.mark.parametrize("text", ["5", "1", 95, "3e0"])
+def test_a_share_of_whole_numbers_is_asked_back(text: str) -> None:
+    """A gate of --tolerance 5 would let everything through that takes up to six times as long."""
+    with pytest.raises(UsageError, match="00%"):
+        units.share(text, "--tolerance")
+    assert units.share("900%", "--tolerance") == pytest.approx(9.0)
+
+
 @pytest.mark.parametrize(("text", "value"), [("12MB", 12_000_000), ("1.5M", 1_500_000), ("300", 300)])
 def test_counts(text: str, value: int) -> None:
     assert units.count(text, "x") == value
