@@ -14,6 +14,7 @@ from torch import nn
 from bntool.errors import UsageError, VerificationError
 from bntool.export_check import Check, check_file, dtype_of, in_single_precision
 from bntool.progress import Progress, silent
+from bntool.sources.exportable import examined
 from bntool.sources.onnx_run import NotImplementedByRuntime
 from bntool.sources.onnx_wire import INLINE_LIMIT_BYTES
 from bntool.sources.running import eval_mode
@@ -90,6 +91,7 @@ def export(
     notes = mode_notes(model)
     with eval_mode(model), beside(target, force=True) as written:
         progress("fold", 0, 3)
+        notes += examined(model, call.args, call.kwargs)
         exported, folded = _folded(model, example_inputs) if fold else (model, None)
         progress("export", 1, 3)
 

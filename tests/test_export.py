@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,59 @@ def test_a_model_that_returns_no_tensors_is_refused_in_words(fold: bool, tmp_pat
 
     with pytest.raises(BntoolError, match="returns no tensors"):
         bntool.export(Silent().eval(), tmp_path / "m.onnx", X, fold=fold)
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class Answers(ConvNorm):
+    def forward(self, x: Tensor) -> Any:
+        return Answer(super().forward(x))
+
+
+class Counting(ConvNorm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+class Numbers(ConvNorm):
+    def forward(self, x: Tensor) -> Any:
+        return {"y": super().forward(x), "count": 3, "none": None}
+
+
+class Raising(ConvNorm):
+    def forward(self, x: Tensor) -> Any:
+        raise ValueError("my own words")
+
+
+def test_a_dataclass_that_torch_does_not_know_names_the_outputs(tmp_path: Path) -> None:
+    report = bntool.export(Answers().eval(), tmp_path / "m.onnx", X)
+    assert report.outputs == ("logits",)
+
+
+def test_a_model_that_counts_its_calls_is_written_as_on_the_first_one(tmp_path: Path) -> None:
+    model = Counting().eval()
+    report = bntool.export(model, tmp_path / "m.onnx", X)
+    assert report.verified
+    assert "each call of the model changes calls" in report.notes[0]
+    assert model.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [(Numbers, "output count is of type int"), (Raising, "the model raised ValueError: my own words")],
+)
+def test_what_no_exporter_could_do_is_said_in_our_words(
+    kind: type[nn.Module], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=words) as caught:
+        bntool.export(kind().eval(), tmp_path / "m.onnx", X)
+    assert "torch.cond" not in str(caught.value)

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from bntool.copying import own_inputs
 from bntool.errors import RunError, UsageError, on_one_line
 from bntool.graphs.running import outputs_of
+from bntool.norms.submodules import state_kept
 from bntool.sources.inputs import as_call
 from bntool.sources.outputs import parts
 
@@ -81,7 +82,7 @@ class Call:
         return dict(pytree.tree_map(lambda leaf: {0: dim} if _is_batched(leaf, here) else None, self.named))
 
     def __call__(self, model: nn.Module) -> list[Tensor]:
-        with torch.no_grad():
+        with state_kept(model), torch.no_grad():
             args, kwargs = own_inputs((self.args, self.kwargs))
             return _tensors(outputs_of(model, args, kwargs))
 
@@ -182,7 +183,7 @@ def _output_names(tree: Any, name: str = "") -> list[str]:
     """The place of every tensor in the tree of outputs."""
     if isinstance(tree, torch.export.graph_signature.TensorArgument):
         return [name]
-    if not isinstance(tree, Mapping | tuple | list):
+    if not (isinstance(tree, Mapping | tuple | list) or is_dataclass(tree)):
         return []
     named = [(f"{name}.{key}" if name else key, part) for key, part in parts(tree, name)]
     return [found for key, part in named for found in _output_names(part, key)]
