@@ -99,6 +99,20 @@ def test_a_dtype_the_runtime_has_no_convolution_for_is_verified_in_float32(
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_a_layer_the_runtime_has_for_float32_alone_is_verified_in_that(tmp_path: Path) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    report = bntool.export(Recurrent().eval().double(), tmp_path / "m.onnx", torch.randn(3, 2, 4).double())
+    assert report.verified
+    assert {c.dtype for c in report.checks} == {"float32"}
+
+
 def test_half_precision_runs_as_it_is(tmp_path: Path) -> None:
     report = bntool.export(conv_norm().half(), tmp_path / "m.onnx", X.half(), fold=False)
     assert report.verified

@@ -38,10 +38,20 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _tolerance(value: float | None) -> float | None:
+    if value is not None and not value >= 0:
+        raise typer.BadParameter("a tolerance is a number from 0 on, as 1e-5")
+    return value
+
+
 Tolerance = Annotated[
     float | None,
     typer.Option(
-        "--tolerance", help="Largest error allowed, relative to the largest output (default: from the dtype)."
+        "--tolerance",
+        callback=_tolerance,
+        help="Largest error allowed, relative to the largest output (default: from the dtype).",
     ),
 ]
 Form = Annotated[

@@ -53,7 +53,7 @@ def output_names(session: Any) -> tuple[str, ...]:
 
 def _refusal(problem: Exception) -> RunError:
     text = on_one_line(problem, 400)
-    unsupported = "NOT_IMPLEMENTED" in text or "bfloat16" in text
+    unsupported = any(words in text for words in ("NOT_IMPLEMENTED", "bfloat16", "does not support double"))
     kind = NotImplementedByRuntime if unsupported else RunError
     foreign = "not a registered function/op" in text
     advice = "Pass --no-verify, and compare it where its operators are known." if foreign else OTHERWISE

@@ -181,6 +181,7 @@ def test_keep_leaves_norms_alone(run: Run) -> None:
         (["insert", "torch.nn:ReLU"], 2, "--input"),
         (["export", "models/resnet.py:resnet"], 2, "-o"),
         (["export", "models/resnet.py:resnet", "-o", "m.pt2"], 2, ".onnx"),
+        (["export", "models/resnet.py:resnet", "-o", "m.onnx", "--tolerance", "-1"], 2, "from 0 on"),
         (["calibrate", "models/resnet.py:resnet", "--data", "none.npy"], 3, "no such data"),
         (["verify", "models/resnet.py:resnet", "models/vgg.py:vgg"], 4, "raised"),
     ],
