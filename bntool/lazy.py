@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.parameter import is_lazy as has_no_size
 from bntool.copying import copied
 from bntool.errors import UsageError
 from bntool.norms.submodules import state_kept
-from bntool.pooling.batches import Call
+from bntool.pooling.batches import Call, example_call
 
 
 def has_lazy_parts(model: nn.Module) -> bool:
@@ -55,6 +56,16 @@ def give_sizes(model: nn.Module, call: Call | None) -> None:
         )
     with state_kept(model), torch.no_grad():
         call.run(model.eval())
+
+
+def give_known_sizes(model: nn.Module, inputs: Callable[[], Any] | None) -> None:
+    """`give_sizes` with the inputs that are known, if any are, and with the same draws every time."""
+    if not has_lazy_parts(model) or inputs is None:
+        return
+    call = example_call(model, inputs())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        give_sizes(model, call)
 
 
 def sized(model: nn.Module, call: Call | None) -> nn.Module:

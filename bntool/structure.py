@@ -33,8 +33,13 @@ def structure_of(model: nn.Module) -> Structure:
 
 def part_of(module: nn.Module) -> Part:
     children = {name: type(child) for name, child in module.named_children()}
-    names = tuple(module.parametrizations) if parametrize.is_parametrized(module) else ()  # type: ignore[arg-type]
+    names = tuple(module.parametrizations) if is_parametrised(module) else ()  # type: ignore[arg-type]
     return Part(type(module), children, getattr(module, "bias", None) is not None, names)
+
+
+def is_parametrised(module: nn.Module) -> bool:
+    """Whether it is itself: a stand-in shows what its layer has."""
+    return not isinstance(module, StandIn) and parametrize.is_parametrized(module)
 
 
 def record_changes(before: Structure, after: nn.Module) -> None:
@@ -50,7 +55,7 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
         if any(above in gone for above in _upwards(path)):
             continue
         new = modules[path]
-        if old.parametrised and not parametrize.is_parametrized(new):
+        if old.parametrised and not is_parametrised(new):
             gone.add(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}
         elif type(new) is not old.kind:

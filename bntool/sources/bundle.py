@@ -21,6 +21,7 @@ from torch import nn
 
 from bntool.edits import apply_plan, plan_of, recorded
 from bntool.errors import LoadError, UsageError
+from bntool.lazy import give_known_sizes
 from bntool.sources import importing, inputs, origin, python_ref, trusted, weights
 from bntool.sources.base import Loaded, Source
 from bntool.sources.refs import FileRef, PythonRef
@@ -79,13 +80,14 @@ def open_bundle(ref: FileRef, trust: bool) -> Loaded:
         what = "it carries code and was not written on this account; it was not run"
         raise LoadError(what, where=str(folder), next="Look at its code, then pass --trust (trust=True).")
     model, default_inputs = _build(folder, source)
+    specs = tuple(inputs.parse_input(text) for text in document["inputs"])
+    if specs:
+        default_inputs = lambda: inputs.torch_inputs(specs)  # noqa: E731  # one line, used twice
+    give_known_sizes(model, default_inputs)
     model = apply_plan(model, document["plan"])
     tensors, _ = weights.read_safetensors(folder / "weights.safetensors")
     weights.fill(model, tensors, folder / "weights.safetensors", exact=True)
     origin.set_note(model, {**(origin.of(model) or {}), "inputs": document["inputs"]})
-    specs = tuple(inputs.parse_input(text) for text in document["inputs"])
-    if specs:
-        default_inputs = lambda: inputs.torch_inputs(specs)  # noqa: E731  # one line, used once
     return Loaded(str(ref), "bundle", model, default_inputs, path=folder)
 
 

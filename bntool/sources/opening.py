@@ -60,6 +60,10 @@ def open_model(
     parsed = parse(str(ref))
     loaded = source_of(parsed).open(parsed, trust)
     loaded.ref, loaded.given = str(ref), given
+    if loaded.kind == "python":
+        from bntool.lazy import give_known_sizes
+
+        give_known_sizes(loaded.model, loaded.example_inputs if loaded.has_inputs else None)
     if weights is not None:
         _load_weights(loaded, Path(weights))
     if loaded.is_module:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bntool.edits import apply_plan, plan_of
 from bntool.errors import LoadError, UsageError
@@ -109,6 +110,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, exact: 
     """
     own = model.state_dict(keep_vars=True)
     missing, unexpected = missing_names(own, tensors), [name for name in tensors if name not in own]
+    if lazy := [n for n, t in own.items() if is_lazy(t)]:
+        what = f"{few(lazy)} of the model have no size yet, and no inputs that would give them one are known"
+        raise LoadError(what, where=str(path), next="Pass --input, or define example_inputs().")
     shapes = [n for n, t in tensors.items() if n in own and own[n].shape != t.shape]
     if missing or unexpected or shapes:
         raise LoadError(misfit(missing, unexpected, shapes), where=str(path), next=_ADVICE)

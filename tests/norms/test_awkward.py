@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bntool
+from bntool.edits import plan_of
 from tests.norms.nets import Two, randomized
 
 FORMS = pytest.mark.parametrize("form", ["module", "graph"])
@@ -79,6 +81,21 @@ def test_a_hook_on_a_layer_sees_what_it_saw(form: str) -> None:
     model(images())
     result.model(images())
     assert torch.equal(*seen)
+
+
+def test_the_plan_of_there_and_back_fits_a_weight_that_is_parametrised() -> None:
+    """The layer's weight becomes a plain one where the layer is: inside what stands in for it."""
+
+    class Parametrised(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            nn.utils.parametrizations.weight_norm(self.a)
+
+    model = built(Parametrised)
+    folded = bntool.fold(bntool.insert(model, images()).model, images()).model
+    again = bntool.apply_plan(Parametrised(), json.loads(json.dumps(plan_of(folded)))).eval()
+    again.load_state_dict(folded.state_dict())
+    assert torch.equal(again(images()), folded(images()))
 
 
 # --- Sequentials that others take things from

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import bntool
 from bntool.errors import BntoolError, LoadError, UsageError
+from bntool.save import save
 from bntool.sources import load, open_model
 from bntool.sources.inputs import InputSpec, parse_input
 from bntool.sources.refs import FileRef, PythonRef, parse
@@ -134,3 +136,38 @@ def test_input_specs() -> None:
 def test_input_specs_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError, match="--input"):
         parse_input(text)
+
+
+LAZY = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.LazyConv2d(2, 1))
+
+def example_inputs():
+    return (torch.randn(2, 3, 6, 6),)
+"""
+
+
+def test_lazy_parts_have_sizes_and_are_the_same_every_time(tmp_path: Path) -> None:
+    place = tmp_path / "lazy.py"
+    place.write_text(LAZY)
+    first, second = (load(f"{place}:net") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    x = torch.randn(2, 3, 6, 6)
+    for name in ("bundle", "values.safetensors"):
+        save(bntool.fold(first, x).model, tmp_path / name)
+    assert torch.allclose(load(tmp_path / "bundle")(x), first(x), atol=1e-5)
+    folded = load(f"{place}:net", weights=tmp_path / "values.safetensors")
+    assert torch.allclose(folded(x), first(x), atol=1e-5)
+
+
+def test_lazy_parts_without_inputs_are_one_message(tmp_path: Path) -> None:
+    place, values = tmp_path / "lazy.py", tmp_path / "values.safetensors"
+    place.write_text(LAZY)
+    save(load(f"{place}:net"), values)
+    without = tmp_path / "without.py"
+    without.write_text(LAZY.replace("def example_inputs", "def other_inputs"))
+    with pytest.raises(LoadError, match=r"have no size yet.*Pass --input"):
+        load(f"{without}:net", weights=values)
