@@ -17,8 +17,7 @@ def _passes(check: Callable[[Site, ChannelAffine], Blocked | None]) -> Passing:
     """An op that a map passes unchanged, both ways, unless `check` has something against it."""
 
     def down(site: Site, port: int, m: ChannelAffine) -> Ways:
-        if port != 0:
-            return Blocked("a map may not enter it there")
+        assert port == 0, "these ops have one input"
         refusal = check(site, m)
         return [[Down(m)]] if refusal is None else refusal
 

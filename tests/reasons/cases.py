@@ -48,12 +48,12 @@ class Case:
         values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         m = norm_map(*[v.detach().numpy() for v in values], norm.eps)
         assert isinstance(m, ChannelAffine)
-        _into(wrong.get_submodule(self.layer), self.side, m)
+        into(wrong.get_submodule(self.layer), self.side, m)
         wrong.norm = nn.Identity()
         return wrong
 
 
-def _into(layer: nn.Module, side: str, m: ChannelAffine) -> None:
+def into(layer: nn.Module, side: str, m: ChannelAffine) -> None:
     """The map, one number a channel as far as it goes, into a layer's weight and bias."""
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     kind = "conv" if weight.ndim > 2 else "linear"

@@ -25,6 +25,9 @@ ELSEWHERE = {
     + "test_without_running_statistics_a_norm_is_no_fixed_map",
     "it has no bias to take the shift, and modules alone cannot give it one: use form='graph'": HERE
     + "test_leaving_the_shift_out_would_be_wrong",
+    "the map has fewer dimensions than its value": HERE + "test_without_sizes_a_shift_may_not_fit",
+    "the map's channels are not its channels": HERE + "test_without_sizes_a_scale_may_not_fit",
+    "{} would have to change and to stay as it is": HERE + "test_a_parameter_cannot_change_and_stay",
     "a scale of zero": HERE + "test_a_scale_of_zero_hides_every_shift_before_it",
     "which way the forward goes depends on this value": "tests/test_fold_calls.py::"
     "test_a_decision_that_reads_the_value_keeps_it",
@@ -49,7 +52,6 @@ ELSEWHERE = {
 NO_LOOK = "what is not seen cannot be proven, and an example proves nothing of it"
 MERGING = "a merge that is not made costs speed, no norm: these would be larger or slower kernels"
 NO_SUM = "the sizes differ, so there is nothing to add or to compose"
-GUARD = "no network is known that comes here: it guards against wrong use of the table"
 
 #: reason -> why folding all the same cannot be shown to be wrong
 NONE_POSSIBLE = {
@@ -75,10 +77,6 @@ NONE_POSSIBLE = {
     "a MatMul with this operand constant has no place for a shift": "an Add in its place would be no gain",
     "{} has NaN or infinite values": "whatever is done with them, the outputs are no numbers",
     "it divides by zero": "the network itself gives infinities there",
-    "a map may not enter it there": GUARD,
-    "the map has fewer dimensions than its value": GUARD,
-    "the map's channels are not its channels": GUARD,
-    "{} would have to change and to stay as it is": GUARD,
     "its padding is no multiple of its dilation away from the other's": MERGING,
     "the branches' kernels have different centres": MERGING,
     "the layers' strides and dilations differ": MERGING,

@@ -19,8 +19,8 @@ from bntool.attempts import scale_down
 from bntool.fold import fold
 from bntool.graphs.base import Node
 from tests.algebra.test_refusals import REFUSED, UNFORCED
-from tests.folding import prepared
-from tests.reasons.cases import CASES, Case
+from tests.folding import Block, prepared
+from tests.reasons.cases import CASES, Case, into
 from tests.reasons.source import reasons
 from tests.reasons.table import ELSEWHERE, NONE_POSSIBLE, UP
 
@@ -124,6 +124,61 @@ def test_leaving_the_shift_out_would_be_wrong() -> None:
     wrong = copy.deepcopy(net)
     wrong.weight.data *= torch.from_numpy(affine_of(net.norm).scale).view(-1, 1, 1, 1)
     wrong.norm = nn.Identity()
+    assert distance(net(X), wrong(X)) > WRONG
+
+
+def reason_without_sizes(net: Block) -> str:
+    """Why the norm stays where no example inputs give any sizes."""
+    (kept,) = fold(net, verify=False).report.kept
+    return kept.reason
+
+
+def test_without_sizes_a_shift_may_not_fit() -> None:
+    """(2, 4) + (2, 4, 2, 4): what are channels to the norm are columns to the convolution."""
+    layers = {"norm": nn.BatchNorm2d(4), "conv": nn.Conv2d(4, 3, 1)}
+    net = prepared(Block(lambda n, x: n.conv(n.norm(x).mean((-2, -1)) + x[:, :, :2, :4]), **layers), X)
+    net.norm.running_var.fill_(1 - net.norm.eps)
+    net.norm.weight.data.fill_(1)
+    assert "the map has fewer dimensions than its value" in reason_without_sizes(net)
+    wrong = copy.deepcopy(net)
+    m = affine_of(net.norm)
+    into(wrong.conv, "before", m)
+    wrong.norm = nn.Identity()
+    assert distance(net(X), wrong(X)) > WRONG
+
+
+def test_without_sizes_a_scale_may_not_fit() -> None:
+    """(2, 1, 6, 6) + (2, 4, 6, 6): one channel would have to take four scales."""
+    layers = {"one": nn.Conv2d(4, 1, 1), "conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    net = prepared(Block(lambda n, x: n.norm(n.one(x) + n.conv(x)), **layers), X)
+    assert "the map's channels are not its channels" in reason_without_sizes(net)
+    wrong = copy.deepcopy(net)
+    into(wrong.conv, "after", affine_of(net.norm))
+    wrong.norm = nn.Identity()
+    assert distance(net(X), wrong(X)) > WRONG
+
+
+def test_a_parameter_cannot_change_and_stay() -> None:
+    """One way takes the map into `gain`, the other into `conv`, by what `gain` was."""
+
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.gain = nn.Parameter(torch.rand(1, 4, 1, 1) + 0.5)
+
+        def forward(self, x: Tensor, alone: bool = False) -> Tensor:
+            return self.norm(self.gain if alone else self.conv(x) * self.gain)
+
+    net = prepared(Either(), X)
+    (kept,) = fold(net, X, verify=False).report.kept
+    assert "gain would have to change and to stay as it is" in kept.reason
+    wrong, m = copy.deepcopy(net), affine_of(net.norm)
+    scale, shift = (torch.from_numpy(v).view(1, 4, 1, 1) for v in (m.scale, m.shift))
+    wrong.gain.data = scale * net.gain.data + shift
+    into(wrong.conv, "after", ChannelAffine(m.scale, m.shift / net.gain.data.view(-1).numpy()))
+    wrong.norm = nn.Identity()
+    assert distance(net(X, True), wrong(X, True)) < 1e-9
     assert distance(net(X), wrong(X)) > WRONG
 
 
