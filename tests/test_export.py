@@ -279,6 +279,7 @@ class Raising(ConvNorm):
 def test_a_dataclass_that_torch_does_not_know_names_the_outputs(tmp_path: Path) -> None:
     report = bntool.export(Answers().eval(), tmp_path / "m.onnx", X)
     assert report.outputs == ("logits",)
+    torch.export.save(torch.export.export(Answers().eval(), (X,)), tmp_path / "m.pt2")
 
 
 def test_a_model_that_counts_its_calls_is_written_as_on_the_first_one(tmp_path: Path) -> None:

@@ -49,8 +49,10 @@ def examined(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every value that is no container, and not None, with its place."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value) not in pytree.SUPPORTED_NODES:
-            torch.export.register_dataclass(type(value))
+        kind = type(value)
+        if kind not in pytree.SUPPORTED_NODES:  # with a name, so that programs of the model can be saved too
+            written_as = f"{kind.__module__}.{kind.__qualname__}"
+            torch.export.register_dataclass(kind, serialized_type_name=written_as)
     elif not isinstance(value, Mapping | tuple | list):
         yield from () if value is None else [(name, value)]
         return
