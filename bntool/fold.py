@@ -14,7 +14,7 @@ from bntool.report.folds import ADVICE, report_of
 from bntool.report.merges import norms_of, with_merged
 from bntool.result import FoldReport, Result
 from bntool.sources.kinds import kind_of
-from bntool.sources.opening import load
+from bntool.sources.opening import given_module, load
 
 if TYPE_CHECKING:  # an ONNX model is folded without importing torch
     from torch import nn
@@ -164,10 +164,11 @@ def fold_(
 ) -> Result[nn.Module, FoldReport]:
     """Fold in place: no copy of the model is made, so nothing can be compared with the original.
 
-    Takes little more memory than the largest weights that change.
+    Takes little more memory than the largest weights that change. Raises: UsageError for what is no module.
     """
     from bntool.fold_job import Job, collector_paused
 
+    model, example_inputs = given_module(model, example_inputs, "fold_")
     progress("fold", 0, 1)
     job = Job(model, call_arguments(example_inputs), tuple(keep), in_place=True)
     with collector_paused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -163,6 +164,41 @@ class ReadsItsWeight(ConvNorm):
 def test_a_weight_read_elsewhere_stays() -> None:
     _, report = folded(ReadsItsWeight(), X)
     assert "conv.weight is also used by sum" in reason(report)
+
+
+class Decays(nn.Module):
+    """Reads its parameters where no attribute of a module is looked up."""
+
+    def __init__(self, read: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.read = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.read(self)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda m: sum(p.square().sum() for p in m.parameters()),
+        lambda m: torch.stack([p.mean() for p in m.conv.parameters()]).sum(),
+        lambda m: torch.cat([p.flatten() for p in m.norm.buffers()]).sum(),
+        lambda m: m.state_dict()["norm.weight"].sum(),
+        lambda m: float(next(iter(m.parameters())).detach().numpy().sum()),
+    ],
+)
+def test_parameters_read_past_the_tracer_stay(read: Callable[[nn.Module], Any]) -> None:
+    model = prepared(Decays(read), X)
+    result, report = folded(model, X, prepare=False)
+    assert reason(report)
+    assert error(model, result, X) == 0.0
+
+
+def test_a_forward_that_asks_for_a_type_reads_no_parameter() -> None:
+    model = Decays(
+        lambda m: torch.zeros((), dtype=next(m.parameters()).dtype, device=next(m.parameters()).device)
+    )
+    assert names(folded(model, X)[1].folded) == ["norm"]
 
 
 class TiedDecoder(nn.Module):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from bntool import calibrate, fold, fold_, insert, inspect
 from bntool.errors import UsageError
-from bntool.fold import fold
 from tests.folding import error, folded, names, prepared, reason
 
 IMAGE = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -30,11 +30,17 @@ def test_a_wrapper_is_seen_through(wrap: type[nn.Module]) -> None:
 def test_what_has_been_compiled_says_so() -> None:
     model = torch.compile(block().eval().double(), backend="eager")
     assert "then compile" in reason(fold(model, IMAGE, verify=False).report)
+    within = nn.Sequential(model, nn.ReLU())
+    assert "then compile" in reason(fold(within, IMAGE, verify=False).report)
 
 
 def test_a_script_is_refused_in_words() -> None:
-    with pytest.raises(UsageError, match="ScriptModule cannot be looked into"):
-        fold(torch.jit.script(block().eval()), IMAGE)
+    script = torch.jit.script(block().eval())
+    for verb in (fold, fold_, insert, inspect, calibrate):
+        with pytest.raises(UsageError, match="ScriptModule cannot be looked into"):
+            verb(script, IMAGE)
+        with pytest.raises(UsageError, match="1: a ScriptModule cannot be looked into"):
+            verb(nn.Sequential(nn.ReLU(), script), IMAGE)
 
 
 class Attention(nn.Module):

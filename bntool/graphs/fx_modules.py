@@ -118,7 +118,7 @@ def norm_modules(root: nn.Module) -> list[str]:
 def _why_left_out(name: str, hidden: list[str]) -> str:
     if not name:
         return "it is all there is: nothing feeds it, and it feeds nothing"
-    if name.startswith("_orig_mod."):
+    if "_orig_mod" in name.split("."):
         return "torch.compile has taken the model: fold the one it was made of, then compile"
     inside = any((name + ".").startswith(path + ".") for path in hidden)
     return "code that cannot be traced calls it" if inside else "the model never calls it"

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
+from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 from bntool.graphs.fx_values import Reader, Value
 
@@ -76,6 +77,8 @@ class Tracer(fx.Tracer):
         self.other_sizes: list[Sizes] = []
         self.frozen: set[nn.Module] = set()
         self.names: dict[int, str] = {}
+        self.read_unseen: set[str] = set()
+        """Parameters and buffers whose values the forward uses without the graph showing it."""
 
     def run(self, root: nn.Module) -> fx.Graph:
         modules = dict(root.named_modules())
@@ -88,7 +91,9 @@ class Tracer(fx.Tracer):
         self.other_sizes = [Sizes(root, inputs, modules) for inputs in rebatched(self.inputs)]
         for sizes in self.other_sizes:
             sizes.constants = self.sizes.constants
-        graph = self.trace(root)
+        with Reads(self.names, lambda: self.measuring) as reads:
+            graph = self.trace(root)
+        self.read_unseen = reads.names(root)
         graph._tracer_cls = Reader
         for node in [n for n in graph.nodes if "left_out" in n.meta]:
             graph.erase_node(node)

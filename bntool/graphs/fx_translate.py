@@ -219,7 +219,7 @@ class Translator:
         return bool(path) and would_use_a_bias(self.way.sizes.module(path), node)
 
     def _renamed(self, param: Param) -> Param:
-        if param.name in self.way.rebound:
+        if param.name in self.way.rebound or param.name in self.way.read_unseen:
             param = replace(param, writable=False)
         return replace(param, name=self._full(param.name)) if self.prefix else param
 
@@ -274,6 +274,7 @@ class Translator:
             reads = [n for n in self.way.graph.nodes if n.op == "get_attr"]
             owners = [str(n.target).rpartition(".")[0] for n in reads]
             self._tensors_read = {p for p, n in zip(owners, reads, strict=True) if n.meta.get("at") != p}
+            self._tensors_read |= {name.rpartition(".")[0] for name in self.way.read_unseen}
         return path in self._tensors_read
 
     def _does_more(self, node: fx.Node, path: str, module: nn.Module) -> bool:

@@ -30,6 +30,8 @@ class Way:
     watched: dict[fx.Node, str]
     rebound: set[str] = field(default_factory=set)
     """Parameters and buffers in whose places the forward puts others."""
+    read_unseen: set[str] = field(default_factory=set)
+    """Parameters and buffers whose values the forward uses without the graph showing it."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -75,7 +77,7 @@ def ways_through(
                 return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path)
         else:
             assert tracer.sizes is not None
-            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, rebound))
+            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, rebound, tracer.read_unseen))
         sizes_may_help |= tracer.asked_data
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
     return ways or Failed("")

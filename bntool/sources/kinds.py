@@ -16,10 +16,12 @@ def kind_of(model: Any) -> str:
 
     if isinstance(model, torch.export.ExportedProgram):
         return "program"
-    if isinstance(model, torch.jit.ScriptModule):
-        advice = "Give the module that it was scripted or traced from."
-        raise UsageError("a ScriptModule cannot be looked into", where=type(model).__name__, next=advice)
     if isinstance(model, torch.nn.Module):
+        for path, part in model.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                advice = "Give the module that it was scripted or traced from."
+                where = path or type(model).__name__
+                raise UsageError("a ScriptModule cannot be looked into", where=where, next=advice)
         return "module"
     raise UsageError(
         f"a {type(model).__name__} is no model", next="Give a module, a program or an ONNX model."
