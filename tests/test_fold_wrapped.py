@@ -66,6 +66,30 @@ def test_a_row_that_a_mask_hides_takes_no_shift() -> None:
     assert error(model, wrong, TOKENS, torch.ones_like(mask)) < 1e-12
 
 
+class Alternates(nn.Module):
+    """Counts its calls, which either decides what it does or does not."""
+
+    def __init__(self, period: int) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.calls, self.period, self.seen = 0, period, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.conv(x)
+        self.seen = y.mean()
+        return self.norm(y) if self.calls % self.period else self.other(y)
+
+
+def test_a_forward_that_goes_another_way_at_every_call_is_not_believed() -> None:
+    model = prepared(Alternates(period=2), IMAGE)
+    result, report = folded(model, IMAGE, prepare=False)
+    assert any("another way when it is called again" in note for note in report.notes)
+    for _ in range(2):
+        assert error(model, result, IMAGE) < 1e-12
+    assert names(folded(Alternates(period=1000), IMAGE)[1].folded) == ["norm"]
+
+
 class Decaying(nn.Module):
     """Every call puts another tensor in the place of its buffer."""
 

@@ -9,21 +9,34 @@ from collections.abc import Iterator
 from torch import nn
 
 CONTAINERS = (dict, list, set, OrderedDict)
+WORDS = (bool, int, float, str)
 
 
 @contextlib.contextmanager
-def untouched(root: nn.Module) -> Iterator[set[str]]:
-    """Takes back what a traced forward leaves on its modules: cached values, counters, collected outputs.
-
-    Gives the names of parameters and buffers in whose places the forward has put others.
-    """
-    before = [(path, Held(module)) for path, module in root.named_modules()]
-    rebound: set[str] = set()
+def untouched(root: nn.Module) -> Iterator[Traces]:
+    """Takes back what a traced forward leaves on its modules: cached values, counters, collected outputs."""
+    traces = Traces([(path, Held(module)) for path, module in root.named_modules()])
     try:
-        yield rebound
+        yield traces
     finally:
-        for path, held in before:
-            rebound |= {f"{path}.{name}".lstrip(".") for name in held.rebound()}
+        traces.take_back()
+
+
+class Traces:
+    """What a forward leaves on the modules that it goes through."""
+
+    def __init__(self, before: list[tuple[str, Held]]) -> None:
+        self.before = before
+        self.rebound: set[str] = set()
+        """Names of parameters and buffers in whose places it has put others, once it is all taken back."""
+
+    def counted(self) -> bool:
+        """Whether a number, a flag or a word among the attributes is another by now."""
+        return any(held.counted() for _, held in self.before)
+
+    def take_back(self) -> None:
+        for path, held in self.before:
+            self.rebound |= {f"{path}.{name}".lstrip(".") for name in held.rebound()}
             held.restore()
 
 
@@ -44,13 +57,20 @@ class Held:
             if value is self.attributes["_parameters"] or value is self.attributes["_buffers"]:
                 yield from (name for name, tensor in was.items() if now.get(name) is not tensor)
 
+    def counted(self) -> bool:
+        if self._as_it_was():
+            return False
+        now = {name: value for name, value in self.module.__dict__.items() if type(value) in WORDS}
+        return any(was != now.get(name, was) for name, was in self.attributes.items() if type(was) in WORDS)
+
+    def _as_it_was(self) -> bool:
+        now, was = self.module.__dict__, self.attributes
+        return now.keys() == was.keys() and [*map(id, now.values())] == [*map(id, was.values())]
+
     def restore(self) -> None:
-        now = self.module.__dict__
-        if now.keys() != self.attributes.keys() or [*map(id, now.values())] != [
-            *map(id, self.attributes.values())
-        ]:
-            now.clear()
-            now.update(self.attributes)
+        if not self._as_it_was():
+            self.module.__dict__.clear()
+            self.module.__dict__.update(self.attributes)
         for value, was in self.full:
             value.clear()
             (value.extend if type(value) is list else value.update)(was)

@@ -68,8 +68,10 @@ def ways_through(
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
         try:
-            with untouched(root) as rebound:
+            with untouched(root) as traces:
                 graph = tracer.run(root)
+                if traces.counted() and str(again(tracer).run(root)) != str(graph):
+                    return Failed("", "goes another way when it is called again", sizes_may_help=False)
         except Exception as error:
             if not (decisions and cannot_happen(error)):
                 path = tracer.failed_in or ""
@@ -77,10 +79,16 @@ def ways_through(
                 return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path)
         else:
             assert tracer.sizes is not None
-            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, rebound, tracer.read_unseen))
+            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, traces.rebound, tracer.read_unseen))
         sizes_may_help |= tracer.asked_data
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
     return ways or Failed("")
+
+
+def again(tracer: Tracer) -> Tracer:
+    """One that goes the same way, as far as that depends on the inputs."""
+    t = tracer
+    return Tracer(t.is_leaf, list(t.decisions), t.inputs, t.sizes_decide, t.as_given)
 
 
 def _limit(ways: list[Way]) -> int:
