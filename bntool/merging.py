@@ -12,6 +12,7 @@ from bntool.branches import find_merges
 from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
+from bntool.graphs.fx_ways import is_whole
 from bntool.graphs.islands import module_graph
 from bntool.graphs.running import outputs_of
 from bntool.report.merges import Merged, merged
@@ -38,7 +39,7 @@ def _merge(
     done: list[Merged] = []
     while True:
         graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
-        if len(graph.ways) != 1 or graph.notes:
+        if not is_whole(graph.ways) or graph.notes:
             return None, []
         merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))
         for constant, tensor in graph.ways[0].sizes.constants.items():

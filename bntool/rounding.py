@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MARGIN = 10.0
 #: outputs that last bits move further than this, relative to the largest value, tell nothing
 HOPELESS = 0.01
+#: rounding steps by which outputs may move where one step alone is large
+STEPS = 4
 DRAWS = 3
 
 
@@ -30,15 +32,51 @@ def repeats(model: nn.Module, inputs: Any, reference: Outputs, tolerance: float)
     return _moved(runnable(model), inputs, reference) <= tolerance
 
 
-def rounding_noise(model: nn.Module, inputs: Any, reference: Outputs) -> float:
-    """The largest difference, relative to an output's largest value, over some draws of last bits."""
+def rounding_noise(model: nn.Module, inputs: Any, reference: Outputs, step: float = 0.0) -> float:
+    """The largest difference, relative to an output's largest value, over some draws of last bits.
+
+    `step`: of what rounds more than the weights do, if anything does.
+    """
     from bntool.sources.running import runnable
 
-    return max(_moved(runnable(perturbed(model, seed)), inputs, reference) for seed in range(DRAWS))
+    return max(_moved(runnable(perturbed(model, seed, step)), inputs, reference) for seed in range(DRAWS))
 
 
-def perturbed(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with every weight moved by up to one unit of its last place."""
+def explained(noise: float, step: float) -> float:
+    """How far outputs may be apart where rounding moves them by `noise`; 0 where that tells nothing.
+
+    Autocast rounds much at every step, so that a few steps are no sign of a model that amplifies them.
+    """
+    if noise <= HOPELESS:
+        return MARGIN * noise
+    return noise if noise <= STEPS * step else 0.0
+
+
+def coarsest_step(model: nn.Module, inputs: Any) -> float:
+    """The rounding step of the coarsest float type among all that a run computes: autocast does not show
+    in the model's parameters.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from bntool.sources.running import runnable
+
+    steps = [0.0]
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype.is_floating_point:
+                steps.append(torch.finfo(result.dtype).eps)
+            return result
+
+    with Seen():
+        runnable(model)(inputs)
+    return max(steps)
+
+
+def perturbed(model: nn.Module, seed: int, least: float = 0.0) -> nn.Module:
+    """A copy with every weight moved by up to one unit of its last place, or by `least` if that is more."""
     import torch
 
     from bntool.copying import copied
@@ -49,7 +87,7 @@ def perturbed(model: nn.Module, seed: int) -> nn.Module:
         for tensor in model.parameters():
             if tensor.is_floating_point():
                 bits = torch.randint(-1, 2, tensor.shape, generator=generator).to(tensor)
-                tensor.mul_(1 + bits * torch.finfo(tensor.dtype).eps)
+                tensor.mul_(1 + bits * max(least, torch.finfo(tensor.dtype).eps))
     return model
 
 

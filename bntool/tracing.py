@@ -19,6 +19,7 @@ from bntool.graphs.fx_graph_form import free_name
 from bntool.graphs.fx_leaves import LEAVES
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
+from bntool.graphs.fx_ways import is_whole
 from bntool.graphs.islands import module_graph
 from bntool.norms.submodules import state_kept
 
@@ -42,7 +43,7 @@ def as_graph(model: nn.Module, inputs: Inputs | None) -> tuple[fx.GraphModule, l
     """
     with state_kept(model):
         graph = _traced(model.eval(), inputs)
-        if not _is_whole(graph):
+        if not is_whole(graph.ways):
             advice = "Use form='module', which can do it in parts."
             raise UsageError("the model cannot be traced whole", where="form", next=advice)
         trained = _traced(model.train(), inputs)
@@ -63,10 +64,6 @@ def _traced(model: nn.Module, inputs: Inputs | None) -> FxGraph:
     return module_graph(model, inputs, leaves=LEAVES, hooked_whole=True, as_given=True)
 
 
-def _is_whole(graph: FxGraph) -> bool:
-    return len(graph.ways) == 1 and not graph.ways[0].prefix
-
-
 def carry_hooks(model: nn.Module, module: fx.GraphModule) -> None:
     """The root's own hooks, which a GraphModule does not take over."""
     for name in (*HOOKS, *WITH_KWARGS):
@@ -82,7 +79,7 @@ def note(module: fx.GraphModule, name: str, value: Any) -> None:
 def _follow_the_mode(module: fx.GraphModule, trained: FxGraph) -> list[str]:
     """Make modules of the dropouts that only work in train mode. Returns: a note if more differs."""
     pairs = list(zip(module.graph.nodes, trained.ways[0].graph.nodes, strict=False)) if trained.ways else []
-    same = _is_whole(trained) and len(module.graph.nodes) == len(trained.ways[0].graph.nodes)
+    same = is_whole(trained.ways) and len(module.graph.nodes) == len(trained.ways[0].graph.nodes)
     if not same or any((a.op, a.target) != (b.op, b.target) for a, b in pairs):
         return [OTHER_WAY]
     differing = [(a, b) for a, b in pairs if str((a.args, a.kwargs)) != str((b.args, b.kwargs))]

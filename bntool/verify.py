@@ -13,7 +13,7 @@ from bntool.errors import RunError, UsageError, VerificationError, on_one_line
 from bntool.progress import Progress, silent
 from bntool.report.agreement import Agreement, compare, tolerance_for
 from bntool.result import SCHEMA_VERSION
-from bntool.rounding import HOPELESS, MARGIN, repeats, rounding_noise
+from bntool.rounding import coarsest_step, explained, repeats, rounding_noise
 from bntool.sources.base import Loaded
 from bntool.sources.running import Outputs, Runnable, runnable
 
@@ -137,13 +137,13 @@ def _with_evidence(found: Verification, model: Any, inputs: Any, reference: Outp
         return found
     if not repeats(model, inputs, reference, found.tolerance):
         return replace(found, notes=(*found.notes, "the reference does not give the same twice"))
-    noise = rounding_noise(model, inputs, reference)
-    if found.smallest_tolerance > MARGIN * noise or noise > HOPELESS:
+    step = coarsest_step(model, inputs)
+    noise = rounding_noise(model, inputs, reference, step)
+    allowed = explained(noise, step)
+    if found.smallest_tolerance > allowed:
         return found
-    note = (
-        f"the model amplifies rounding: moving its weights by their last bit moves the outputs by {noise:.1e}"
-    )
-    return replace(found, tolerance=MARGIN * noise, notes=(*found.notes, note))
+    note = f"the model amplifies rounding: one step of it in every weight moves the outputs by {noise:.1e}"
+    return replace(found, tolerance=allowed, notes=(*found.notes, note))
 
 
 def tolerance_of(*models: Runnable) -> float:

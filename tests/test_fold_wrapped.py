@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from bntool import calibrate, fold, fold_, insert, inspect
+from bntool import calibrate, fold, fold_, insert, inspect, verify
 from bntool.errors import UsageError
 from tests.folding import error, folded, names, prepared, reason
+from tests.random_norms import randomise_norms
 
 IMAGE = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -88,6 +93,54 @@ def test_a_forward_that_goes_another_way_at_every_call_is_not_believed() -> None
     for _ in range(2):
         assert error(model, result, IMAGE) < 1e-12
     assert names(folded(Alternates(period=1000), IMAGE)[1].folded) == ["norm"]
+
+
+class Switches(nn.Module):
+    """Its first half runs under another mode of torch than the second."""
+
+    def __init__(self, mode: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.first, self.second, self.mode = (
+            block(),
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+            mode,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            y = self.first(x)
+        return self.second(y.float())
+
+
+def low() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("mode", [low, torch.no_grad])
+def test_a_mode_that_a_forward_switches_is_not_lost_in_a_graph(mode: Any) -> None:
+    x = IMAGE.float()
+    model = randomise_norms(Switches(mode).eval(), (x,))
+    for form in ("module", "graph"):
+        result = fold(model, x, form=form)
+        assert len(result.report.folded) == 2
+        result.model(x).sum().backward()
+        assert (result.model.first[0].weight.grad is None) == (mode is torch.no_grad)
+        assert result.model.first(x).dtype == model.first(x).dtype
+    with pytest.raises(UsageError, match="traced whole"):
+        insert(model, x, form="graph")
+
+
+def test_rounding_of_autocast_is_not_blamed_on_a_norm() -> None:
+    x = IMAGE.float()
+    found = fold(randomise_norms(Switches(low).eval(), (x,)), x).report.verification
+    assert found is not None
+    assert found.ok
+    assert any("amplifies rounding" in note for note in found.notes)
+    damaged = randomise_norms(Switches(low).eval(), (x,))
+    fine = fold(damaged, x, verify=False).model
+    with torch.no_grad():
+        fine.first[0].weight.mul_(1.5)
+    assert not verify(damaged, fine, x).ok
 
 
 class Decaying(nn.Module):

@@ -79,6 +79,8 @@ class Tracer(fx.Tracer):
         self.names: dict[int, str] = {}
         self.read_unseen: set[str] = set()
         """Parameters and buffers whose values the forward uses without the graph showing it."""
+        self.outside, self.switched = modes(), False
+        """Whether the forward switches a mode of torch that no graph carries along."""
 
     def run(self, root: nn.Module) -> fx.Graph:
         modules = dict(root.named_modules())
@@ -150,6 +152,7 @@ class Tracer(fx.Tracer):
         if isinstance(node.type, str):  # quoted: a name that a pickled graph would not find
             node.type = None
         node.meta["at"] = self.path
+        self.switched |= modes() != self.outside
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -249,6 +252,11 @@ class Tracer(fx.Tracer):
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
             return iter([obj[i] for i in range(len(known))])  # type: ignore[index]
         return super().iter(obj)
+
+
+def modes() -> tuple[bool, ...]:
+    """Modes of torch in which code runs: whether gradients are recorded, and where autocast is on."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def asks_for_optional(node: fx.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class Way:
     """Parameters and buffers in whose places the forward puts others."""
     read_unseen: set[str] = field(default_factory=set)
     """Parameters and buffers whose values the forward uses without the graph showing it."""
+    switched: bool = False
+    """Whether the forward switches autocast, or the recording of gradients, which a graph would not."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -79,10 +81,16 @@ def ways_through(
                 return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path)
         else:
             assert tracer.sizes is not None
-            ways.append(Way(graph, tracer.sizes, tracer.watch.seen, traces.rebound, tracer.read_unseen))
+            seen, unseen = tracer.watch.seen, tracer.read_unseen
+            ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.switched))
         sizes_may_help |= tracer.asked_data
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
     return ways or Failed("")
+
+
+def is_whole(ways: Sequence[Way]) -> bool:
+    """Whether one graph can stand for all that a model does."""
+    return len(ways) == 1 and not ways[0].prefix and not ways[0].switched
 
 
 def again(tracer: Tracer) -> Tracer:

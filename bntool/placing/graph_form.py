@@ -14,6 +14,7 @@ from bntool.edits import apply, record
 from bntool.errors import RunError, UsageError
 from bntool.globs import selected
 from bntool.graphs.fx_graph_form import free_name
+from bntool.graphs.fx_ways import is_whole
 from bntool.norms.submodules import state_kept
 from bntool.placing.flow import Flow, called
 from bntool.placing.module_form import Placed, alike, taken_bias
@@ -29,7 +30,7 @@ CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpos
 
 def graph_sites(flow: Flow, question: Question) -> list[Site]:
     """All calls of convolutions and linears, of modules and of functions, in the order they run."""
-    if len(flow.ways) != 1 or flow.ways[0].prefix:
+    if not is_whole(flow.ways):
         raise UsageError(
             "the model cannot be traced whole",
             where="form",

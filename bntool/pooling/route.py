@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from bntool.copying import own_inputs
 from bntool.graphs.fx_sizes import attribute
+from bntool.graphs.fx_trace import modes
 from bntool.graphs.fx_untouched import untouched
 from bntool.pooling.batches import Call
 
@@ -27,9 +28,22 @@ def traced(model: nn.Module) -> fx.Graph | None:
     """The graph, where torch.fx follows the whole model: then no value in it decides where the data goes."""
     try:
         with untouched(model):
-            return fx.Tracer().trace(model)
+            return OneMode().trace(model)
     except Exception:  # the tracer raises whatever the model's code does with a proxy
         return None
+
+
+class OneMode(fx.Tracer):
+    """Raises: TraceError where the model switches autocast, which the graph would not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.casts = modes()[1:]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if modes()[1:] != self.casts:
+            raise fx.proxy.TraceError("the forward switches autocast")
+        return super().create_node(*args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def test_tracing_does_not_move_a_spectral_norms_vectors() -> None:
 
 
 class Forces(nn.Module):
-    """A gradient inside forward: a trace does not see under which mode its calls run."""
+    """A gradient inside forward: a graph does not carry under which mode its calls run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Forces(nn.Module):
 
 def test_what_does_not_run_as_a_graph_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     model, x = Forces().eval(), torch.randn(6, 3)
-    with pytest.raises(UsageError, match="as a graph the model raised RuntimeError"):
+    with pytest.raises(UsageError, match="cannot be traced whole"):
         bntool.insert(model, x, form="graph")
     assert not capsys.readouterr().err
     assert len(bntool.insert(model, x).report.inserted) == 2
