@@ -71,6 +71,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
 def apply_plan(model: nn.Module, plan: Mapping[str, Any] | str | Path) -> nn.Module:
     """Give a freshly built model, in place, the structure that the plan's edits made.
 
+    Edits with which the plan begins and which were made to the model already are not made again.
     Returns: the model; for a plan of graph form the graph that takes its place.
     `plan` is the document, or a JSON file: of the plan alone, or of a report or bundle that has one.
 
@@ -85,6 +86,9 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any] | str | Path) -> nn.Mod
     edits = plan.get("edits")
     if not isinstance(edits, list) or not all(isinstance(edit, Mapping) for edit in edits):
         raise LoadError("the plan is damaged: its edits are not a list")
+    done = recorded(model)
+    if edits[: len(done)] == done:  # the model's own factory made them
+        edits = edits[len(done) :]
     return _apply_all(model, edits)
 
 

@@ -16,6 +16,7 @@ from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import plan_of
 from bntool.errors import UsageError, VerificationError
+from bntool.globs import matches
 from bntool.lazy import has_lazy_parts, stand_ins
 from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
@@ -75,13 +76,14 @@ def insert_module(
     report = replace(report, left_out=left_out)
     if dry_run:
         entries = [InsertEntry("", p.site.layer, p.kind, p.channels, p.n_eff, p.why) for p in sites]
-        return Result(fresh, replace(report, inserted=entries))
+        return Result(fresh, replace(report, inserted=entries, notes=_unmatched(question, candidates)))
     before, alive = key_owners(fresh), fresh.state_dict(keep_vars=True)
-    notes: list[str] = []
+    notes = _unmatched(question, candidates)
     if options.form == "module":
         placed, found = _into_modules(fresh, sites, flow, seen, work, options, progress)
     else:
-        fresh, paths, notes = with_slots(fresh, example, sites)
+        fresh, paths, known = with_slots(fresh, example, sites)
+        notes += known
         insist_on_graph(fresh, example)
         placed, found = _into_graph(fresh, sites, paths, flow, work, options, progress)
     entries = _set(fresh, placed, found, options, len(work))
@@ -195,6 +197,13 @@ def _describe(site: Site, options: Options, batch_size: int, example_size: int) 
     if options.gated and not KINDS[kind].preserves:
         spec = {"type": "bntool.norms.layers.Gated", "args": {"norm": spec}}
     return Planned(site, kind, spec, n_eff, why)
+
+
+def _unmatched(question: Question, candidates: Sequence[Site]) -> list[str]:
+    """A note on every glob that names nothing: a slip of the pen, most likely."""
+    asked = () if question.slots else (*question.include, *question.exclude)
+    idle = [glob for glob in asked if not any(matches(site.layer, (glob,)) for site in candidates)]
+    return [f"no layer that could take a norm is called {glob}" for glob in idle]
 
 
 def _notes(entries: Sequence[InsertEntry], options: Options) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -39,6 +40,18 @@ def test_a_plan_rebuilds_the_structure_that_the_edits_made() -> None:
     torch.testing.assert_close(rebuilt(x), edited(x))
     norm = rebuilt[0][1]
     assert (norm.eps, norm.weight.dtype, norm.training) == (0.01, torch.float64, False)
+
+
+def test_edits_that_a_model_has_already_are_not_made_again() -> None:
+    edited, half = net(), net()
+    for edit in EDITS:
+        apply(edited, edit)
+    for edit in EDITS[:2]:
+        apply(half, edit)
+    plan = json.loads(json.dumps(plan_of(edited)))
+    for model in (half, edited):
+        assert repr(apply_plan(model, plan)) == repr(edited)
+        assert recorded(model) == EDITS
 
 
 def test_copies_keep_the_record_and_do_not_share_it() -> None:

@@ -74,7 +74,8 @@ def show(report: CalibrateReport) -> None:
         screen.note(f"left alone: {name}: {reason}")
     for note in report.notes:
         screen.note(f"note: {note}")
-    screen.say(f"{len(report.calibrated)} norms calibrated on {report.samples} samples")
+    samples = screen.counted(report.samples, "sample")
+    screen.say(f"{screen.counted(len(report.calibrated), 'norm')} calibrated on {samples}")
 
 
 def compared(entry: CalibrateEntry) -> tuple[str, str]:

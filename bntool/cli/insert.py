@@ -157,7 +157,7 @@ def show(report: InsertReport | OnnxInsertReport) -> None:
     rows = [(e.layer, e.norm, e.name, str(e.n_eff), e.why) for e in report.inserted]
     rows += [(layer, "none", "", "", reason) for layer, reason in report.left_out.items()]
     screen.table(("layer", "norm", "its name", "n_eff", "note"), rows, right=("n_eff",))
-    screen.say(f"{len(report.inserted)} norms, statistics from {report.data}")
+    screen.say(f"{screen.counted(len(report.inserted), 'norm')}, statistics from {report.data}")
     show_proof(report)
     for note in report.notes:
         screen.note(f"note: {note}")

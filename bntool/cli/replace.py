@@ -59,7 +59,7 @@ def show(report: ReplaceReport) -> None:
     rows = [(e.name, e.was, e.now, f"keeps {e.keeps}" if e.keeps else "") for e in report.replaced]
     rows += [(name, "", "kept", reason) for name, reason in report.kept.items()]
     screen.table(("norm", "was", "is", "note"), rows)
-    screen.say(f"{len(report.replaced)} norms replaced")
+    screen.say(f"{screen.counted(len(report.replaced), 'norm')} replaced")
     if report.eval is not None:
         moved = report.eval.max_rel_error
         screen.say(f"eval mode: outputs moved by at most {moved:.1e} of their largest value")

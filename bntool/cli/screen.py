@@ -47,6 +47,11 @@ def no_color() -> bool:
     return bool(os.environ.get("NO_COLOR"))
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 norm", "2 norms"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def note(text: str) -> None:
     """A message about what is going on; -q silences it."""
     if not settings.quiet:

@@ -23,6 +23,7 @@ from bntool.placing.key_map import renamed
 from sample_models.lenet import lenet
 from sample_models.mlp import mlp
 from sample_models.vgg import vgg
+from tests.norms.nets import Two
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -600,3 +601,13 @@ def test_fold_gives_the_weights_of_random_networks_back(draw: st.DataObject) -> 
         source = width * groups
     model = nn.Sequential(*layers, nn.Conv2d(source, 2, 1)).eval()
     assert weights_back(model, torch.randn(4, 3, 6, 6)) < 1e-6
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_glob_that_names_nothing_is_noted(form: str) -> None:
+    for dry_run in (False, True):
+        report = bntool.insert(
+            Two().eval(), torch.randn(4, 3, 8, 8), form=form, include=["a", "head.*"], dry_run=dry_run
+        ).report
+        assert [e.layer for e in report.inserted] == ["a"]
+        assert report.notes == ["no layer that could take a norm is called head.*"]
