@@ -15,6 +15,7 @@ from bntool.errors import UsageError, VerificationError
 from bntool.export_check import Check, check_file, dtype_of, in_single_precision
 from bntool.progress import Progress, silent
 from bntool.sources.exportable import examined
+from bntool.sources.kinds import kind_of
 from bntool.sources.onnx_run import NotImplementedByRuntime
 from bntool.sources.onnx_wire import INLINE_LIMIT_BYTES
 from bntool.sources.running import eval_mode
@@ -62,7 +63,7 @@ class ExportReport:
 
 
 def export(
-    model: nn.Module,
+    model: Any,
     path: str | Path,
     example_inputs: Any,
     *,
@@ -76,7 +77,7 @@ def export(
     external_data: bool | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Write `model`, in eval mode and with its norms folded, to `path` as ONNX.
+    """Write `model`, in eval mode and with its norms folded, to `path` as ONNX: a module, or a program.
 
     The file is run under ONNX Runtime with its optimiser off and on, at two batch sizes when the batch is
     dynamic, and compared with `model` itself. `tolerance` is the largest relative error allowed (by default
@@ -87,12 +88,13 @@ def export(
     `opset`, VerificationError when the file computes something else; in each case nothing is written.
     """
     target = _checked_target(path)
+    given, model = model, as_module(model)
     call = Call.of(model, example_inputs)
     notes = mode_notes(model)
     with eval_mode(model), beside(target, force=True) as written:
         progress("fold", 0, 3)
         notes += examined(model, call.args, call.kwargs)
-        exported, folded = _folded(model, example_inputs) if fold else (model, None)
+        exported, folded = _folded(given, example_inputs) if fold else (model, None)
         progress("export", 1, 3)
 
         retrace = partial(
@@ -138,11 +140,27 @@ def _checked_target(path: str | Path) -> Path:
     return target
 
 
-def _folded(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, dict[str, Any]]:
+def as_module(model: Any) -> nn.Module:
+    """A module as it is, a program as one; its modes are those it was exported in.
+
+    Raises: UsageError for another kind of model.
+    """
+    kind = kind_of(model)
+    if kind == "onnx":
+        raise UsageError("it is an ONNX model already", where="export", next="bntool fold folds its norms.")
+    if kind == "module":
+        return model  # type: ignore[no-any-return]
+    module: nn.Module = model.module()
+    for part in module.modules():
+        part.training = False
+    return module
+
+
+def _folded(model: Any, example_inputs: Any) -> tuple[nn.Module, dict[str, Any]]:
     from bntool.fold import fold
 
     result = fold(model, example_inputs)
-    return result.model, result.report.to_dict()
+    return as_module(result.model), result.report.to_dict()
 
 
 def mode_notes(model: nn.Module) -> tuple[str, ...]:

@@ -300,3 +300,27 @@ def test_what_no_exporter_could_do_is_said_in_our_words(
     with pytest.raises(RunError, match=words) as caught:
         bntool.export(kind().eval(), tmp_path / "m.onnx", X)
     assert "torch.cond" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_program_is_written_as_the_module_would_be(dynamic: bool, tmp_path: Path) -> None:
+    model = conv_norm()
+    program = torch.export.export(
+        model, (X,), dynamic_shapes=({0: torch.export.Dim.AUTO},) if dynamic else None
+    )
+    report = bntool.export(program, tmp_path / "m.onnx", X, dynamic_batch=dynamic)
+    assert report.verified
+    assert report.inputs == ("x",)
+    assert report.fold is not None
+    assert len(report.fold["folded"]) == 1
+    assert not report.notes
+    assert bntool.verify(model, str(tmp_path / "m.onnx"), X).ok
+    if not dynamic:
+        with pytest.raises(RunError, match="fixes its batch size"):
+            bntool.export(program, tmp_path / "again.onnx", X, dynamic_batch=True)
+
+
+def test_an_onnx_model_is_one_already(tmp_path: Path) -> None:
+    bntool.export(conv_norm(), tmp_path / "m.onnx", X)
+    with pytest.raises(UsageError, match="an ONNX model already"):
+        bntool.export(onnx.load(tmp_path / "m.onnx"), tmp_path / "again.onnx", X)

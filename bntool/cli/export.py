@@ -41,7 +41,7 @@ def export(
     from bntool.export import export
     from bntool.sources.writing import beside
 
-    loaded = common.open_module(model, inputs=inputs, weights=weights, trust=trust)
+    loaded = common.open_model(model, inputs=inputs, weights=weights, trust=trust)
     example = loaded.example_inputs()
     room = common.scratch() if dry_run else beside(output, force=force)
     with screen.progress_bar() as progress, room as target:

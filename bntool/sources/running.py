@@ -107,7 +107,8 @@ def torch_eps(tensors: Any) -> float:
 def eval_mode(model: Any) -> Iterator[None]:
     """Every module in eval mode for a moment, then each as it was."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in modes):  # (what a program makes refuses to be asked)
+        model.eval()
     try:
         yield
     finally:
