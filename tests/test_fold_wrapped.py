@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from bntool import calibrate, fold, fold_, insert, inspect, verify
 from bntool.errors import UsageError
-from tests.folding import error, folded, names, prepared, reason
-from tests.random_norms import randomise_norms
+from tests.folding import error, folded, names, outputs, prepared, reason
+from tests.random_norms import randomise_norms, scramble
 
 IMAGE = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -82,7 +82,7 @@ class Alternates(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         y = self.conv(x)
-        self.seen = y.mean()
+        self.seen = x.mean()
         return self.norm(y) if self.calls % self.period else self.other(y)
 
 
@@ -141,6 +141,44 @@ def test_rounding_of_autocast_is_not_blamed_on_a_norm() -> None:
     with torch.no_grad():
         fine.first[0].weight.mul_(1.5)
     assert not verify(damaged, fine, x).ok
+
+
+class Remembers(nn.Module):
+    """Adds what it keeps of one call to what the next one gives."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.where, self.last, self.values = where, None, []
+        self.register_buffer("buffer", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        out = self.norm(y)
+        if self.where == "attribute":
+            out, self.last = out if self.last is None else out + self.last, y
+        elif self.where == "buffer":
+            out, self.buffer = out + self.buffer, y
+        elif self.where == "list":
+            self.values.append(y)
+            out = sum(self.values[:-1], out)
+        else:
+            self.last = y
+        return out
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("where", ["attribute", "buffer", "list", "never read"])
+def test_what_a_forward_keeps_for_later_is_what_it_was(where: str, form: str) -> None:
+    def twice(model: nn.Module) -> list[Tensor]:
+        values = [*outputs(model, IMAGE), *outputs(model, 2 * IMAGE)]
+        return values if model.last is None else [*values, model.last]
+
+    model = Remembers(where).eval().double()
+    scramble(model.norm, torch.randn(2, 4, 3, 3), torch.Generator().manual_seed(0))
+    result = fold(model, (IMAGE,), form=form, verify=False).model
+    for want, got in zip(twice(model), twice(result), strict=True):
+        assert torch.allclose(want, got, atol=1e-12)
 
 
 class Decaying(nn.Module):

@@ -6,6 +6,8 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +83,9 @@ class Tracer(fx.Tracer):
         """Parameters and buffers whose values the forward uses without the graph showing it."""
         self.outside, self.switched = modes(), False
         """Whether the forward switches a mode of torch that no graph carries along."""
+        self.values: list[weakref.ref[fx.Proxy]] = []
+        self.keeps = False
+        """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
     def run(self, root: nn.Module) -> fx.Graph:
         modules = dict(root.named_modules())
@@ -96,10 +101,26 @@ class Tracer(fx.Tracer):
         with Reads(self.names, lambda: self.measuring) as reads:
             graph = self.trace(root)
         self.read_unseen = reads.names(root)
+        self._mark_kept(graph)
         graph._tracer_cls = Reader
         for node in [n for n in graph.nodes if "left_out" in n.meta]:
             graph.erase_node(node)
         return graph
+
+    def _mark_kept(self, graph: fx.Graph) -> None:
+        """Whoever holds a value when the forward is through: a later call, or somebody else, may read it."""
+        if any(value() is not None for value in self.values):
+            gc.collect()  # what only cycles hold, nobody does
+        for node in {value.node for made in self.values if (value := made()) is not None}:
+            if self._derives_from_data(node):
+                self.watch.seen[node] = "the model keeps this value"
+                self.keeps = True
+
+    def _derives_from_data(self, node: fx.Node) -> bool:
+        """Whether a value is another for other inputs: no size, and computed from more than parameters."""
+        assert self.sizes is not None
+        known = self.known(node)
+        return (known is UNKNOWN or isinstance(known, torch.Tensor)) and not self.sizes.is_constant(node)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -140,7 +161,9 @@ class Tracer(fx.Tracer):
         return m in self.frozen or self.is_leaf(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Value(node, self)
+        value = Value(node, self)
+        self.values.append(weakref.ref(value))
+        return value
 
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any, **named: Any

@@ -32,8 +32,9 @@ class Way:
     """Parameters and buffers in whose places the forward puts others."""
     read_unseen: set[str] = field(default_factory=set)
     """Parameters and buffers whose values the forward uses without the graph showing it."""
-    switched: bool = False
-    """Whether the forward switches autocast, or the recording of gradients, which a graph would not."""
+    more: bool = False
+    """Whether the forward does what a graph would not: keep values, switch autocast or the recording of
+    gradients."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -72,7 +73,7 @@ def ways_through(
         try:
             with untouched(root) as traces:
                 graph = tracer.run(root)
-                if traces.counted() and str(again(tracer).run(root)) != str(graph):
+                if (tracer.keeps or traces.counted()) and str(again(tracer).run(root)) != str(graph):
                     return Failed("", "goes another way when it is called again", sizes_may_help=False)
         except Exception as error:
             if not (decisions and cannot_happen(error)):
@@ -82,7 +83,8 @@ def ways_through(
         else:
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
-            ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.switched))
+            more = tracer.switched or tracer.keeps
+            ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, more))
         sizes_may_help |= tracer.asked_data
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
     return ways or Failed("")
@@ -90,7 +92,7 @@ def ways_through(
 
 def is_whole(ways: Sequence[Way]) -> bool:
     """Whether one graph can stand for all that a model does."""
-    return len(ways) == 1 and not ways[0].prefix and not ways[0].switched
+    return len(ways) == 1 and not ways[0].prefix and not ways[0].more
 
 
 def again(tracer: Tracer) -> Tracer:
