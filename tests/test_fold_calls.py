@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bntool.fold import fold
-from tests.folding import error, folded, names, prepared, reason
+from tests.folding import error, folded, names, outputs, prepared, reason
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -235,6 +236,75 @@ def test_a_way_for_other_batch_sizes_counts() -> None:
 
     _, report = folded(OnlyLarge(same=True), X)
     assert len(report.kept) == 1
+
+
+ASKED = {
+    "is a tensor": lambda x: isinstance(x, Tensor),
+    "is_tensor": torch.is_tensor,
+    "is no list": lambda x: not isinstance(x, (list, tuple)),
+    "has no such attribute": lambda x: not hasattr(x, "features"),
+    "attribute by default": lambda x: getattr(x, "features", None) is None,
+    "its shape is a tuple": lambda x: isinstance(x.shape, tuple),
+    "has no gradient": lambda x: x.grad is None,
+    "is computed": lambda x: x.grad_fn is None,
+    "its batch in a set": lambda x: x.shape[0] in {2, 3},
+    "its height in a table": lambda x: {6: True}.get(x.shape[2], False),
+    "one item, by length": lambda x: len(x) > 1,
+    "one item, as int": lambda x: int(x.shape[0]) != 1,
+    "number of items": lambda x: sum(1 for _ in x) > 1,
+}
+
+
+class Asks(nn.Module):
+    """What it does depends on what its input is."""
+
+    def __init__(self, asks: Callable[[Any], bool], then: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.asks, self.then = asks, then
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if self.asks(x) is self.then else self.norm(F.relu(y))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("then", [True, False])
+@pytest.mark.parametrize("asks", ASKED.values(), ids=ASKED)
+def test_what_a_traced_value_says_of_itself_is_true(
+    asks: Callable[[Any], bool], then: bool, form: str
+) -> None:
+    model = prepared(Asks(asks, then), X)
+    result = fold(model, (X,), form=form, verify=False).model
+    for x in (X, X[:1], torch.cat([X, X])):
+        assert error(model, result, x) < 1e-12
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize(
+    "gives",
+    [
+        lambda y: y.sum(0) / len(y),
+        lambda y: y.view(len(y), -1),
+        lambda y: torch.stack([item.sum() for item in y]),
+        lambda y: torch.cat([y[i : i + 1] for i in range(y.shape[0])]),
+        lambda y: y + torch.zeros(tuple(y.shape), dtype=y.dtype),
+        lambda y: y / torch.tensor(float(y.shape[0])),
+    ],
+)
+def test_the_size_of_the_batch_is_not_taken_for_a_number(
+    gives: Callable[[Tensor], Tensor], form: str
+) -> None:
+    class Gives(Asks):
+        def forward(self, x: Tensor) -> Tensor:
+            return gives(self.norm(self.conv(x)))
+
+    model = prepared(Gives(bool, True), X)
+    result = fold(model, (X,), form=form, verify=False)
+    assert names(result.report.folded) == ["norm"]
+    for x in (X, X[:1], torch.cat([X, X])):
+        assert outputs(model, x)[0].shape == outputs(result.model, x)[0].shape
+        assert error(model, result.model, x) < 1e-12
 
 
 def test_what_surrounds_a_loop_is_an_island() -> None:

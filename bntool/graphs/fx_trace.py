@@ -19,7 +19,7 @@ from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
-from bntool.graphs.fx_values import Reader, Value
+from bntool.graphs.fx_values import Attribute, Reader, Value, told_apart
 
 #: arguments of these types stand in the graph as they are
 LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
@@ -84,6 +84,8 @@ class Tracer(fx.Tracer):
         self.outside, self.switched = modes(), False
         """Whether the forward switches a mode of torch that no graph carries along."""
         self.values: list[weakref.ref[fx.Proxy]] = []
+        self.reads_batch = False
+        """Whether the forward goes on with a number, or a length, that would be another for other batches."""
         self.keeps = False
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
@@ -98,7 +100,7 @@ class Tracer(fx.Tracer):
         self.other_sizes = [Sizes(root, inputs, modules) for inputs in rebatched(self.inputs)]
         for sizes in self.other_sizes:
             sizes.constants = self.sizes.constants
-        with Reads(self.names, lambda: self.measuring) as reads:
+        with told_apart(), Reads(self.names, lambda: self.measuring) as reads:
             graph = self.trace(root)
         self.read_unseen = reads.names(root)
         self._mark_kept(graph)
@@ -181,7 +183,7 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """A tensor made while tracing is a constant of the graph (fx would put it on the user's model)."""
         kind = type(a)
-        if kind is Value:
+        if kind is Value or kind is Attribute:
             return a.node
         if kind in LITERALS:
             return a
@@ -244,6 +246,20 @@ class Tracer(fx.Tracer):
         finally:
             self.measuring = False
 
+    def read(self, node: fx.Node, what: Callable[[Any], Any] = lambda value: value) -> Any:
+        """`what` is read of a value whose size is known: the graph will hold it as it is for these inputs."""
+        found = what(self.known(node))
+        others = [o for o in self._for_other_batches(node) if o is not UNKNOWN]
+        self.reads_batch |= any(what(o) != found for o in others)
+        return found
+
+    def _for_other_batches(self, node: fx.Node) -> list[Any]:
+        self.measuring = True
+        try:
+            return [sizes.value(node) for sizes in self.other_sizes]
+        finally:
+            self.measuring = False
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         known = self.known(obj.node)
         if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
@@ -263,17 +279,13 @@ class Tracer(fx.Tracer):
 
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether it is the same for batches of one, of one more, of many."""
-        self.measuring = True
-        try:
-            others = [sizes.value(obj.node) for sizes in self.other_sizes]
-        finally:
-            self.measuring = False
+        others = self._for_other_batches(obj.node)
         return all(o is UNKNOWN or isinstance(o, torch.Tensor) or bool(o) == bool(known) for o in others)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         known = self.known(obj.node)
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
-            return iter([obj[i] for i in range(len(known))])  # type: ignore[index]
+            return iter([obj[i] for i in range(self.read(obj.node, len))])  # type: ignore[index]
         return super().iter(obj)
 
 

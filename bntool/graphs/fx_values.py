@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import operator
+from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import fx
 from torch.overrides import is_tensor_method_or_property
+
+from bntool.graphs.fx_sizes import UNKNOWN
 
 IN_PLACE = {
     "__iadd__": operator.iadd,
@@ -23,6 +28,10 @@ IN_PLACE = {
     "__ixor__": operator.ixor,
     "__setitem__": operator.setitem,
 }
+
+
+#: what a tensor says of how it came about
+HISTORY = ("grad", "grad_fn", "_base", "_version")
 
 
 class InPlace(fx.Proxy):
@@ -41,6 +50,16 @@ class Reader(fx.Tracer):
 class Value(InPlace):
     """A traced value that knows sizes when they are asked for."""
 
+    def __getattr__(self, name: str) -> Any:
+        """Raises: AttributeError for what it does not have, so that hasattr says so, or TraceError."""
+        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
+        sort = torch.Tensor if known is UNKNOWN and self.node.op == "placeholder" else known
+        if sort is not UNKNOWN and not hasattr(sort, name):
+            raise AttributeError(f"{name!r} is no attribute of it")
+        if name in HISTORY:
+            raise fx.proxy.TraceError("how a value came about is not known")
+        return Attribute(self, name)
+
     def __index__(self) -> int:
         return int(self._number())
 
@@ -50,10 +69,15 @@ class Value(InPlace):
     def __float__(self) -> float:
         return float(self._number())
 
+    def __hash__(self) -> int:
+        """(Sizes are looked up in tables; tensors are what they are.)"""
+        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
+        return hash(self._number()) if isinstance(known, (int, float)) else object.__hash__(self)
+
     def __len__(self) -> int:
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (tuple, list, torch.Tensor)):
-            return len(known)
+            return int(self.tracer.read(self.node, len))  # type: ignore[attr-defined]
         raise fx.proxy.TraceError("the length of a traced value is not known")
 
     @classmethod
@@ -73,8 +97,37 @@ class Value(InPlace):
     def _number(self) -> Any:
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (int, float, bool)):
-            return known
+            return self.tracer.read(self.node)  # type: ignore[attr-defined]
         raise fx.proxy.TraceError("a number is read from data")
+
+
+class Attribute(fx.proxy.Attribute, Value):
+    """What `value.name` is, or the method that it calls."""
+
+
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Code that asks whether a traced value is a tensor, a size or a number is told what it stands for.
+
+    (A `__class__` of its own would do that too, but torch's C++ code would then take it for a tensor.)
+    """
+    ask = builtins.isinstance
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if ask(value, kinds):
+            return True
+        return type(value) in (Value, Attribute) and issubclass(_kind(value), kinds)
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = ask
+
+
+def _kind(value: Any) -> type:
+    known = value.tracer.known(value.node)
+    return torch.Tensor if known is UNKNOWN else type(known)
 
 
 def _in_place(name: str, function: Any) -> None:

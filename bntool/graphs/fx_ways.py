@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
 
-from bntool.graphs.fx_sizes import Sizes
+from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
 from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
 from bntool.graphs.fx_untouched import untouched
 
@@ -51,7 +50,7 @@ class Failed:
 def ways_through(
     root: nn.Module,
     is_leaf: Callable[[nn.Module, str], bool],
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    inputs: Inputs | None,
     *,
     sizes_decide: bool = True,
     as_given: bool = False,
@@ -59,14 +58,41 @@ def ways_through(
     """Every way through `root`, or the module that cannot be traced.
 
     Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways. Arguments
-    with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out.
+    with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out. Where a
+    number is read that other batches have another of, there are ways for a batch of one and of one more.
+    """
+    options = {"sizes_decide": sizes_decide, "as_given": as_given}
+    ways, reads_batch = _ways(root, is_leaf, inputs, **options)
+    if isinstance(ways, Failed) or not reads_batch:
+        return ways
+    for others in rebatched(inputs)[:-1]:
+        more, _ = _ways(root, is_leaf, others, **options, refusable=True)
+        if isinstance(more, Failed):
+            return more
+        ways += more
+    return ways
+
+
+def _ways(
+    root: nn.Module,
+    is_leaf: Callable[[nn.Module, str], bool],
+    inputs: Inputs | None,
+    *,
+    sizes_decide: bool,
+    as_given: bool,
+    refusable: bool = False,
+) -> tuple[list[Way] | Failed, bool]:
+    """The ways, and whether they read a number that other batches have another of.
+
+    There may be none for `refusable` inputs: the model itself may raise.
     """
     ways: list[Way] = []
+    reads_batch = False
     todo: list[list[bool]] = [[]]
     sizes_may_help = False
     while todo:
         if len(ways) + len(todo) > (limit := _limit(ways)):
-            return Failed("", MANY.format(limit), sizes_may_help)
+            return Failed("", MANY.format(limit), sizes_may_help), False
         decisions = todo.pop()
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
@@ -74,20 +100,21 @@ def ways_through(
             with untouched(root) as traces:
                 graph = tracer.run(root)
                 if (tracer.keeps or traces.counted()) and str(again(tracer).run(root)) != str(graph):
-                    return Failed("", "goes another way when it is called again", sizes_may_help=False)
+                    return Failed("", "goes another way when it is called again", False), False
         except Exception as error:
-            if not (decisions and cannot_happen(error)):
+            if not ((decisions or refusable) and cannot_happen(error)):
                 path = tracer.failed_in or ""
                 endless = isinstance(error, EndlessWays)
-                return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path)
+                return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path), False
         else:
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
             more = tracer.switched or tracer.keeps
             ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, more))
         sizes_may_help |= tracer.asked_data
+        reads_batch |= tracer.reads_batch
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
-    return ways or Failed("")
+    return ways if ways or refusable else Failed(""), reads_batch
 
 
 def is_whole(ways: Sequence[Way]) -> bool:
