@@ -168,6 +168,18 @@ def test_every_norm_goes(name: str) -> None:
     assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in result.modules())
 
 
+def _functional(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
+    return F.conv_transpose2d(norm(x.tanh()), conv.weight, conv.bias, output_padding=1, dilation=2)
+
+
+@pytest.mark.parametrize("called", ["module", "function"])
+def test_places_that_a_transposed_convolution_adds_have_no_shift(called: str) -> None:
+    conv = nn.ConvTranspose2d(4, 4, 1, output_padding=1, dilation=2)
+    model = seq(nn.Tanh(), norm(4), conv) if called == "module" else Apply(_functional, norm(4), conv)
+    _, report = folded(model, IMAGE)
+    assert "its zero padding would need the shift too" in reason(report)
+
+
 def test_a_max_pool_lets_a_positive_scale_pass() -> None:
     model = prepared(seq(conv(), nn.MaxPool2d(2), norm(6)), IMAGE)
     model[2].weight.data.abs_()

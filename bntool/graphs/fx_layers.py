@@ -51,7 +51,8 @@ def conv_transpose(rank: int) -> Build:
         if params is None:
             return None
         plain = all(k == 1 for k in params["weight"].shape[2:]) and _ones(call.number(3, "stride", 1))
-        padded = not (plain and not nonzero(call.number(4, "padding", 0)))
+        around = [call.number(4, "padding", 0), call.number(5, "output_padding", 0)]
+        padded = not plain or any(map(nonzero, around))
         attrs = {"groups": call.number(6, "groups", 1), "rank": rank, "padded": padded, "no_bias": NO_BIAS}
         return Spec("conv_transpose", (call.get(0, "input"),), attrs, params)
 
@@ -85,7 +86,8 @@ def conv_module(call: Call) -> Spec:
     padding = _padding(module.padding, module.kernel_size, module.dilation)
     attrs: dict[str, Any] = {"groups": module.groups, "rank": len(module.kernel_size)}
     if module.transposed:
-        attrs["padded"] = not (_ones(module.kernel_size) and _ones(module.stride) and not any(padding))
+        plain = _ones(module.kernel_size) and _ones(module.stride)
+        attrs["padded"] = not plain or any((*padding, *module.output_padding))
     else:
         attrs["padded"] = module.padding_mode == "zeros" and any(padding)
         geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
