@@ -247,8 +247,6 @@ ASKED = {
     "its shape is a tuple": lambda x: isinstance(x.shape, tuple),
     "has no gradient": lambda x: x.grad is None,
     "is computed": lambda x: x.grad_fn is None,
-    "its batch in a set": lambda x: x.shape[0] in {2, 3},
-    "its height in a table": lambda x: {6: True}.get(x.shape[2], False),
     "one item, by length": lambda x: len(x) > 1,
     "one item, as int": lambda x: int(x.shape[0]) != 1,
     "number of items": lambda x: sum(1 for _ in x) > 1,

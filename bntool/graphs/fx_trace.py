@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,23 +100,28 @@ class Tracer(fx.Tracer):
         self.other_sizes = [Sizes(root, inputs, modules) for inputs in rebatched(self.inputs)]
         for sizes in self.other_sizes:
             sizes.constants = self.sizes.constants
-        with told_apart(), Reads(self.names, lambda: self.measuring) as reads:
+        classes = {type(m) for m in modules.values()}
+        with told_apart(classes), Reads(self.names, lambda: self.measuring) as reads:
             graph = self.trace(root)
         self.read_unseen = reads.names(root)
-        self._mark_kept(graph)
+        self._mark_kept(modules.values())
         graph._tracer_cls = Reader
         for node in [n for n in graph.nodes if "left_out" in n.meta]:
             graph.erase_node(node)
         return graph
 
-    def _mark_kept(self, graph: fx.Graph) -> None:
-        """Whoever holds a value when the forward is through: a later call, or somebody else, may read it."""
+    def _mark_kept(self, modules: Iterable[nn.Module]) -> None:
+        """Whoever holds a value when the forward is through: a later call, or somebody else, may read it.
+
+        (One in the place of a buffer is read as any buffer is.)
+        """
         if any(value() is not None for value in self.values):
             gc.collect()  # what only cycles hold, nobody does
-        for node in {value.node for made in self.values if (value := made()) is not None}:
-            if self._derives_from_data(node):
-                self.watch.seen[node] = "the model keeps this value"
-                self.keeps = True
+        buffers = {id(value) for module in modules for value in module._buffers.values()}
+        for value in [value for made in self.values if (value := made()) is not None]:
+            if self._derives_from_data(value.node):
+                self.watch.seen[value.node] = "the model keeps this value"
+                self.keeps |= id(value) not in buffers
 
     def _derives_from_data(self, node: fx.Node) -> bool:
         """Whether a value is another for other inputs: no size, and computed from more than parameters."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import operator
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -69,11 +69,6 @@ class Value(InPlace):
     def __float__(self) -> float:
         return float(self._number())
 
-    def __hash__(self) -> int:
-        """(Sizes are looked up in tables; tensors are what they are.)"""
-        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
-        return hash(self._number()) if isinstance(known, (int, float)) else object.__hash__(self)
-
     def __len__(self) -> int:
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (tuple, list, torch.Tensor)):
@@ -105,24 +100,31 @@ class Attribute(fx.proxy.Attribute, Value):
     """What `value.name` is, or the method that it calls."""
 
 
+def _isinstance(value: Any, kinds: Any) -> bool:
+    if isinstance(value, kinds):
+        return True
+    return type(value) in (Value, Attribute) and issubclass(_kind(value), kinds)
+
+
 @contextlib.contextmanager
-def told_apart() -> Iterator[None]:
+def told_apart(classes: Iterable[type]) -> Iterator[None]:
     """Code that asks whether a traced value is a tensor, a size or a number is told what it stands for.
 
-    (A `__class__` of its own would do that too, but torch's C++ code would then take it for a tensor.)
+    That is `torch.is_tensor`, and `isinstance` in the packages in which `classes` are defined. (It would go
+    for all code with a `__class__`, but torch's C++ would take it for a tensor, or with another builtin, but
+    torch.compile would not know that.)
     """
-    ask = builtins.isinstance
-
-    def answer(value: Any, kinds: Any) -> bool:
-        if ask(value, kinds):
-            return True
-        return type(value) in (Value, Attribute) and issubclass(_kind(value), kinds)
-
-    builtins.isinstance = answer
+    own = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__}
+    packages = own - {"torch", "builtins", "bntool"}
+    found = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    spaces = [vars(m) for m in (torch, *found) if "isinstance" not in vars(m)]
+    for space in spaces:
+        space["isinstance"] = _isinstance
     try:
         yield
     finally:
-        builtins.isinstance = ask
+        for space in spaces:
+            del space["isinstance"]
 
 
 def _kind(value: Any) -> type:
