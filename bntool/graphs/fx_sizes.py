@@ -56,6 +56,8 @@ class Sizes:
         self.modules = modules if modules is not None else {}
         self.constants: dict[str, torch.Tensor] = {}
         """Tensors made while tracing, by the name under which the graph reads them."""
+        self.held: dict[str, torch.Tensor] = {}
+        """The root's tensors as they were before the forward put others in their places."""
         self.constant: dict[fx.Node, bool] = {}
         self.metas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         args, kwargs = inputs if inputs is not None else ((), {})
@@ -69,7 +71,8 @@ class Sizes:
 
     def tensor(self, path: str) -> Any:
         """What a graph reads under `path`: a constant, or an attribute of the root."""
-        return self.constants[path] if path in self.constants else attribute(self.root, path)
+        found = self.constants.get(path, self.held.get(path))
+        return attribute(self.root, path) if found is None else found
 
     def value(self, node: fx.Node) -> Any:
         return _with_inputs_first(node, self.values, self._evaluate)

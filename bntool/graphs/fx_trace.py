@@ -90,16 +90,17 @@ class Tracer(fx.Tracer):
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
     def run(self, root: nn.Module) -> fx.Graph:
-        modules = dict(root.named_modules())
+        modules, held = dict(root.named_modules()), dict[str, torch.Tensor]()
         for path, module in modules.items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
-                    self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+                    full = self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+                    held[full] = tensor
         self.frozen = {m for m in modules.values() if is_frozen_norm(m)}
         self.sizes = Sizes(root, self.inputs, modules)
         self.other_sizes = [Sizes(root, inputs, modules) for inputs in rebatched(self.inputs)]
-        for sizes in self.other_sizes:
-            sizes.constants = self.sizes.constants
+        for sizes in (self.sizes, *self.other_sizes):
+            sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
         with told_apart(classes), Reads(self.names, lambda: self.measuring) as reads:
             graph = self.trace(root)
@@ -113,15 +114,15 @@ class Tracer(fx.Tracer):
     def _mark_kept(self, modules: Iterable[nn.Module]) -> None:
         """Whoever holds a value when the forward is through: a later call, or somebody else, may read it.
 
-        (One in the place of a buffer is read as any buffer is.)
+        (A later call reads what is in the place of a buffer as any buffer, on the same way.)
         """
         if any(value() is not None for value in self.values):
             gc.collect()  # what only cycles hold, nobody does
-        buffers = {id(value) for module in modules for value in module._buffers.values()}
+        rebound = any(isinstance(value, fx.Proxy) for module in modules for value in module._buffers.values())
         for value in [value for made in self.values if (value := made()) is not None]:
             if self._derives_from_data(value.node):
                 self.watch.seen[value.node] = "the model keeps this value"
-                self.keeps |= id(value) not in buffers
+                self.keeps |= not rebound
 
     def _derives_from_data(self, node: fx.Node) -> bool:
         """Whether a value is another for other inputs: no size, and computed from more than parameters."""
