@@ -14,6 +14,7 @@ literal arguments. Values come from the weights; an edit only makes tensors of t
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -148,11 +149,29 @@ def _in_place_of(old: nn.Module, model: nn.Module, edit: Edit) -> nn.Module:
 
 
 def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
-    """Put other modules where those are whose ids are given, under all of their names."""
+    """Put other modules where those are whose ids are given, under all of their names, and in plain lists."""
     for parent in list(model.modules()) if new else ():
         for name, child in parent._modules.items():
             while id(child) in new:
                 parent._modules[name] = child = new[id(child)]
+        for name, value in parent.__dict__.items():
+            if type(value) in (list, tuple, dict):
+                parent.__dict__[name] = _exchanged(value, new)
+
+
+def _exchanged(value: Any, new: Mapping[int, nn.Module]) -> Any:
+    """A value with other modules in it; lists and dictionaries stay the objects that they are."""
+    if isinstance(value, nn.Module):
+        while id(value) in new:
+            value = new[id(value)]
+    elif type(value) is tuple:
+        inside = tuple(_exchanged(v, new) for v in value)
+        value = value if all(map(operator.is_, inside, value)) else inside
+    elif type(value) is list:
+        value[:] = [_exchanged(v, new) for v in value]
+    elif type(value) is dict:
+        value |= {key: _exchanged(v, new) for key, v in value.items()}
+    return value
 
 
 def _insert(model: nn.Module, edit: Edit) -> None:

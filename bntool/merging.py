@@ -12,9 +12,11 @@ from bntool.branches import find_merges
 from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
+from bntool.graphs.fx_untouched import untouched
 from bntool.graphs.fx_ways import is_whole
 from bntool.graphs.islands import module_graph
 from bntool.graphs.running import outputs_of
+from bntool.norms.submodules import state_kept
 from bntool.report.merges import Merged, merged
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,7 +41,7 @@ def _merge(
     done: list[Merged] = []
     while True:
         graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
-        if not is_whole(graph.ways) or graph.notes:
+        if not is_whole(graph.ways) or graph.notes or graph.ways[0].rebound:
             return None, []
         merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))
         for constant, tensor in graph.ways[0].sizes.constants.items():
@@ -75,7 +77,7 @@ def _calls(model: nn.Module, arguments: Arguments) -> dict[str, list[Arguments]]
         for name, child in model.named_children()
     ]
     try:
-        with torch.no_grad():
+        with untouched(model), state_kept(model), torch.no_grad():
             args, kwargs = own_inputs(arguments)
             outputs_of(model, args, kwargs)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -405,3 +406,29 @@ def test_layers_that_share_memory_all_get_the_new_bias() -> None:
     assert len(result.report.folded) == 1
     assert result.model.a.bias is result.model.b.bias is not None
     assert error(model, result.model, X) < 1e-12
+
+
+class Listed(nn.Module):
+    """Calls its layers by way of a plain list, a tuple or a table of them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.layers = {
+            "list": [self.conv, self.norm],
+            "tuple": (self.conv, self.norm),
+            "nested": [[self.conv], {"norm": self.norm}],
+        }[how]
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = self.layers
+        conv, norm = (first[0], last["norm"]) if isinstance(first, list) else (first, last)
+        return norm(conv(x))
+
+
+@pytest.mark.parametrize("how", ["list", "tuple", "nested"])
+def test_a_norm_that_a_plain_list_holds_goes_in_place(how: str) -> None:
+    model = prepared(Listed(how), X)
+    original = copy.deepcopy(model)
+    assert names(fold_(model, X).report.folded) == ["norm"]
+    assert error(original, model, X) < 1e-12

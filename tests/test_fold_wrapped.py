@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -221,3 +222,27 @@ def test_one_of_several_values_is_named_by_what_gives_them() -> None:
             return self.norm(self.attention(x, x, x)[0].transpose(1, 2))
 
     assert "MultiheadAttention takes no map" in reason(folded(Block(), TOKENS)[1])
+
+
+class Rebinds(nn.Module):
+    """Adds what the call before left in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = block()
+        self.register_buffer("last", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        result = y + self.last
+        self.last = y.mean().reshape(1)
+        return result
+
+
+def test_merging_neither_moves_a_buffer_nor_forgets_that_it_moves() -> None:
+    model = prepared(Rebinds(), IMAGE)
+    model.last.zero_()
+    original = copy.deepcopy(model)
+    merged = fold(model, IMAGE, form="graph", merge=True, verify=False).model
+    for _ in range(3):
+        assert error(original, merged, IMAGE) < 1e-12
