@@ -12,7 +12,6 @@ from bntool.copying import copied
 from bntool.fold_job import Job
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared, tie_equal, untie
 from bntool.graphs.fx_merge import drop_dead_code
-from bntool.graphs.fx_ways import is_whole
 from bntool.graphs.islands import module_graph
 from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
 from bntool.merging import merge_branches
@@ -79,7 +78,7 @@ def graph_form(
 
 def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
     graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
-    if not is_whole(graph.ways) or graph.notes or graph.ways[0].rebound:
+    if not graph.is_one:
         return None
     for name, tensor in graph.ways[0].sizes.constants.items():
         model.register_buffer(name, tensor, persistent=False)

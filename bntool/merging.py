@@ -13,7 +13,6 @@ from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.fx_untouched import untouched
-from bntool.graphs.fx_ways import is_whole
 from bntool.graphs.islands import module_graph
 from bntool.graphs.running import outputs_of
 from bntool.norms.submodules import state_kept
@@ -41,7 +40,7 @@ def _merge(
     done: list[Merged] = []
     while True:
         graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
-        if not is_whole(graph.ways) or graph.notes or graph.ways[0].rebound:
+        if not graph.is_one:
             return None, []
         merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))
         for constant, tensor in graph.ways[0].sizes.constants.items():

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from bntool.algebra.affine import Blocked
-from bntool.graphs.aten import TUPLES, aten_name
+from bntool.graphs.aten_rules import TUPLES
+from bntool.graphs.aten_schema import aten_name
 from bntool.graphs.base import Node
 from bntool.graphs.fx_modules import FxGraph
 from bntool.plan import Plan

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from bntool.branches import find_merges
 from bntool.globs import matches
-from bntool.graphs.aten import aten_name
+from bntool.graphs.aten_schema import aten_name
 from bntool.graphs.base import Mergeable
 from bntool.graphs.exported import program_graph
 from bntool.graphs.fx_merge import replaceable

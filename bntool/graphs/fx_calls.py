@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from bntool.algebra.affine import Array
+from bntool.graphs.aten_schema import argument, written
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import is_computed
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
@@ -163,7 +164,7 @@ def changes_in_place(node: fx.Node) -> bool:
     if node.kwargs.get("inplace") is True:
         return True
     if isinstance(node.target, torch._ops.OpOverload):
-        return any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments)
+        return bool(written(node))
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.op not in ("call_method", "call_function"):
         return False
@@ -174,9 +175,7 @@ def overwritten(node: fx.Node) -> list[fx.Node]:
     """The arguments that such a call changes: those its schema says, or the first one."""
     values = [node.args[0] if node.args else node.kwargs.get("input")]
     if isinstance(node.target, torch._ops.OpOverload):
-        declared = enumerate(node.target._schema.arguments)
-        written = [(i, a.name) for i, a in declared if a.alias_info is not None and a.alias_info.is_write]
-        values = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in written]
+        values = [argument(node, name) for name in written(node)]
     found: list[fx.Node] = []
     fx.node.map_arg(values, found.append)
     return found

@@ -20,7 +20,7 @@ from bntool.graphs.fx_calls import (
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_kinds import PIECES
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
-from bntool.graphs.fx_ways import Way
+from bntool.graphs.fx_ways import Way, is_whole
 
 
 @dataclass
@@ -38,6 +38,11 @@ class FxGraph:
     notes: list[str] = field(default_factory=list)
     ways: list[Way] = field(default_factory=list)
     indices: dict[int, Index | Blocked] = field(default_factory=dict)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether a torch.fx graph, which leaves buffers where they are, can take the model's place."""
+        return is_whole(self.ways) and not self.notes and not self.ways[0].rebound
 
     def shape(self, node: Node) -> Shape:
         value = self._value(node)

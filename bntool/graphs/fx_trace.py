@@ -19,7 +19,8 @@ from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
-from bntool.graphs.fx_values import Attribute, Reader, Value, told_apart
+from bntool.graphs.fx_told_apart import told_apart
+from bntool.graphs.fx_values import Attribute, Reader, Value
 
 #: arguments of these types stand in the graph as they are
 LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from bntool.errors import UsageError
@@ -28,18 +30,17 @@ def first_bad(values: Tensor) -> int | None:
 
 def one_class_each(data: Data) -> Data:
     """Classification data with targets (N,). Raises: UsageError where there is more than one an example."""
-    wide = data.train.targets[0].numel()
-    if data.task == CLASSIFICATION and wide != 1:
+    if data.task != CLASSIFICATION:
+        return data
+    if data.train.targets[0].numel() != 1:
         shape = "x".join(map(str, data.train.targets.shape[1:]))
         raise UsageError(
             f"a target is {shape} whole numbers, not one class",
             where=data.name,
             next="Give a loss of your own: --loss file.py:function.",
         )
-    if data.task != CLASSIFICATION:
-        return data
     train, test = (Part(part.inputs, part.targets.flatten()) for part in (data.train, data.test))
-    return Data(data.name, train, test, data.notes)
+    return replace(data, train=train, test=test)
 
 
 def insist_on_a_question(data: Data) -> None:

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from bntool import fold
 from bntool.errors import UsageError
-from bntool.graphs.aten import aten_name
+from bntool.graphs.aten_schema import aten_name
 from tests.random_norms import randomise_norms
 from tests.test_branches import KEPT, ONE_LAYER, Block, image
 

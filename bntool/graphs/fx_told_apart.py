@@ -1,0 +1,45 @@
+"""`isinstance` on traced values, answered for what they stand for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from bntool.graphs.fx_sizes import UNKNOWN
+from bntool.graphs.fx_values import Attribute, Value
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    if isinstance(value, kinds):
+        return True
+    return type(value) in (Value, Attribute) and issubclass(_kind(value), kinds)
+
+
+@contextlib.contextmanager
+def told_apart(classes: Iterable[type]) -> Iterator[None]:
+    """Code that asks whether a traced value is a tensor, a size or a number is told what it stands for.
+
+    That is `torch.is_tensor`, and `isinstance` in the packages in which `classes` are defined. (It would go
+    for all code with a `__class__`, but torch's C++ would take it for a tensor, or with another builtin, but
+    torch.compile would not know that.)
+    """
+    own = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__}
+    packages = own - {"torch", "builtins", "bntool"}
+    found = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    spaces = [vars(m) for m in (torch, *found) if "isinstance" not in vars(m)]
+    for space in spaces:
+        space["isinstance"] = _isinstance
+    try:
+        yield
+    finally:
+        for space in spaces:
+            del space["isinstance"]
+
+
+def _kind(value: Any) -> type:
+    known = value.tracer.known(value.node)
+    return torch.Tensor if known is UNKNOWN else type(known)
