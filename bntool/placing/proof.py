@@ -19,6 +19,7 @@ from bntool.report.agreement import Agreement, compare
 from bntool.rounding import DRAWS, HOPELESS, MARGIN, perturbed
 from bntool.sources.importing import said
 from bntool.sources.outputs import named_arrays
+from bntool.sources.precision import full_precision
 
 TRAIN_SIZES = (2, 8, 32)
 
@@ -88,7 +89,7 @@ def _outputs(
 
     One that draws random numbers in eval mode too draws the same ones every time.
     """
-    with state_kept(model), torch.no_grad(), torch.random.fork_rng():
+    with state_kept(model), torch.no_grad(), torch.random.fork_rng(), full_precision():
         torch.manual_seed(0)
         model.eval()
         for module in trained:

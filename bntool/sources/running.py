@@ -15,6 +15,7 @@ from bntool.sources.importing import said
 from bntool.sources.inputs import as_call, in_words
 from bntool.sources.kinds import kind_of
 from bntool.sources.outputs import as_array, named_arrays
+from bntool.sources.precision import full_precision
 
 Outputs = list[tuple[str, NDArray[Any]]]
 
@@ -57,7 +58,7 @@ def _module(model: Any) -> Runnable:
 
     def call(inputs: Any) -> Outputs:
         args, kwargs = to_torch(as_call(inputs))
-        with state_kept(model), torch.no_grad():
+        with state_kept(model), torch.no_grad(), full_precision():
             return list(named_arrays(outputs_of(model.eval(), args, kwargs)))
 
     tensors = [*model.parameters(), *model.buffers()]
@@ -76,7 +77,7 @@ def _program(program: Any) -> Runnable:
         args, kwargs = to_torch(as_call(inputs))
         if not args and all(name in kwargs for name in positional):
             args = tuple(kwargs.pop(name) for name in positional)
-        with torch.no_grad(), _restored(module):
+        with torch.no_grad(), _restored(module), full_precision():
             return list(named_arrays(outputs_of(module, args, kwargs)))
 
     tensors = [*program.state_dict.values(), *program.constants.values()]

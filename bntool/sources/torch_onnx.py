@@ -22,6 +22,7 @@ from bntool.graphs.running import outputs_of
 from bntool.norms.submodules import state_kept
 from bntool.sources.inputs import as_call
 from bntool.sources.outputs import parts
+from bntool.sources.precision import full_precision
 
 #: nodes whose sums round: their number is the depth of a graph
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
@@ -82,7 +83,7 @@ class Call:
         return dict(pytree.tree_map(lambda leaf: {0: dim} if _is_batched(leaf, here) else None, self.named))
 
     def __call__(self, model: nn.Module) -> list[Tensor]:
-        with state_kept(model), torch.no_grad():
+        with state_kept(model), torch.no_grad(), full_precision():
             args, kwargs = own_inputs((self.args, self.kwargs))
             return _tensors(outputs_of(model, args, kwargs))
 
