@@ -24,6 +24,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
+from bntool.graphs.walk import modules_in
 from bntool.norms.layers import BatchNormAct
 from bntool.norms.stand_in import NormAct, Normed, StandIn
 from bntool.specs import build, first_tensor
@@ -118,9 +119,7 @@ def _apply_all(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
 def detach_idle(model: nn.Module) -> None:
     """Give layers whose attached norm was folded away their places back, and so their old keys."""
     idle = [
-        (path, m)
-        for path, m in model.named_modules()
-        if isinstance(m, Normed) and type(m.norm) is nn.Identity
+        (path, m) for path, m in modules_in(model) if isinstance(m, Normed) and type(m.norm) is nn.Identity
     ]
     exchange(model, {id(module): module.inner for _, module in idle})
     record(model, *({"op": "detach", "path": path} for path, _ in reversed(idle)))
@@ -150,7 +149,7 @@ def _in_place_of(old: nn.Module, model: nn.Module, edit: Edit) -> nn.Module:
 
 def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
     """Put other modules where those are whose ids are given, under all of their names, and in plain lists."""
-    for parent in list(model.modules()) if new else ():
+    for parent in [m for _, m in modules_in(model)] if new else ():
         for name, child in parent._modules.items():
             while id(child) in new:
                 parent._modules[name] = child = new[id(child)]

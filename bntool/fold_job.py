@@ -20,6 +20,7 @@ from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, sized
 from bntool.plan import Plan, make_plan
 from bntool.pooling.batches import Call
 from bntool.rewriting import OutOfRange
+from bntool.room import Room, large_parameters
 from bntool.structure import record_changes, structure_of
 
 
@@ -62,10 +63,11 @@ class Job:
         if has_lazy_parts(self.model):
             self._give_sizes()
         before = structure_of(self.model)
-        self._plan({})
-        if computed_modules(self.plan):
-            self._bake()
-        folded = self._carry_out()
+        with Room([] if self.in_place else large_parameters(self.model)) as room:
+            self._plan({})
+            if computed_modules(self.plan):
+                self._bake()
+            folded = self._carry_out(room)
         record_changes(before, folded)
         detach_idle(folded)
         return folded
@@ -90,19 +92,19 @@ class Job:
             bake(self.base.get_submodule(path))
         self._plan({})
 
-    def _carry_out(self) -> nn.Module:
+    def _carry_out(self, room: Room) -> nn.Module:
         """Where a new value would leave its dtype's range, plan again without what scales it most."""
         barred: dict[Hashable, str] = {}
         while True:
             try:
-                return self._write()
+                return self._write(room)
             except OutOfRange as problem:
                 barred[self.plan.to_blame(problem)] = problem.reason
                 self._plan(barred)
 
-    def _write(self) -> nn.Module:
+    def _write(self, room: Room) -> nn.Module:
         if self.base is self.model and not self.in_place:
-            return folded_copy(self.base, self.plan)
+            return folded_copy(self.base, self.plan, room)
         fold_here(self.base, self.plan)
         return self.base
 

@@ -15,8 +15,10 @@ from bntool.edits import exchange
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
+from bntool.graphs.walk import modules_in
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
+from bntool.room import Room
 from bntool.tensors import Arithmetic
 
 
@@ -30,7 +32,7 @@ class Held:
         """Tensors by the memory they are: several parameters may be one."""
         self.without_bias: dict[Hashable, list[str]] = {}
         """Layers that could have a bias and have none, by the memory of their weight."""
-        for path, module in model.named_modules():
+        for path, module in modules_in(model):
             self._note(f"{path}." if path else "", module)
 
     def _note(self, prefix: str, module: nn.Module) -> None:
@@ -55,12 +57,12 @@ class NewBias:
     parameter: nn.Parameter
 
 
-def folded_copy(model: nn.Module, plan: Plan) -> nn.Module:
+def folded_copy(model: nn.Module, plan: Plan, room: Room) -> nn.Module:
     """A copy of the model with the plan carried out; what is replaced is never copied.
 
     Raises: OutOfRange when a new value does not fit its dtype.
     """
-    held, arithmetic, todo = Held(model), Arithmetic(), rewrites(plan.changes.values())
+    held, arithmetic, todo = Held(model), Arithmetic(room), rewrites(plan.changes.values())
     biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
     memo: dict[int, Any] = {}
     for rewrite in todo:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy as has_no_size
 
 from bntool.copying import copied
 from bntool.errors import UsageError
+from bntool.graphs.walk import modules_in
 from bntool.norms.submodules import state_kept
 from bntool.pooling.batches import Call, example_call
 
@@ -27,14 +28,15 @@ def is_lazy(module: nn.Module) -> bool:
 
 def unsized(model: nn.Module) -> list[Any]:
     """The parameters and buffers that have no size yet."""
-    tensors = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()))
+    tensors = (t for _, m in modules_in(model) for t in (*m._parameters.values(), *m._buffers.values()))
     return [t for t in tensors if t is not None and has_no_size(t)]
 
 
 def insist_on_data(model: nn.Module) -> None:
     """Raises: UsageError for a model on the meta device, whose tensors have sizes and no data."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    empty = next((name for name, tensor in named if tensor.is_meta), None)
+    held = ((path, {**m._parameters, **m._buffers}) for path, m in modules_in(model))
+    named = ((f"{path}.{name}".lstrip("."), t) for path, tensors in held for name, t in tensors.items())
+    empty = next((name for name, tensor in named if tensor is not None and tensor.is_meta), None)
     if empty is not None:
         advice = "Give it data first: model.load_state_dict(weights, assign=True)."
         raise UsageError("it is on the meta device and has no data", where=empty, next=advice)

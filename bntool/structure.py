@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bntool.edits import record
+from bntool.graphs.walk import modules_in
 from bntool.norms.stand_in import StandIn
 
 
@@ -28,7 +29,7 @@ Structure = dict[str, Part]
 
 def structure_of(model: nn.Module) -> Structure:
     """Every module of `model` by its first name."""
-    return {path: part_of(module) for path, module in model.named_modules()}
+    return {path: part_of(module) for path, module in modules_in(model)}
 
 
 def part_of(module: nn.Module) -> Part:
@@ -50,7 +51,7 @@ def record_changes(before: Structure, after: nn.Module) -> None:
 def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
     """The edits, in the order in which they have to be applied."""
     gone: set[str] = set()
-    modules = dict(after.named_modules(remove_duplicate=False))
+    modules = dict(modules_in(after, every_name=True))
     for path, old in before.items():
         if any(above in gone for above in _upwards(path)):
             continue

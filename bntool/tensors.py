@@ -11,6 +11,7 @@ import torch
 
 from bntool.algebra.affine import Array, Blocked
 from bntool.rewriting import Rewrite
+from bntool.room import Room
 
 #: elements worked on at a time, so that their float64 copy stays in the processor's cache
 PIECE = 1 << 18
@@ -19,12 +20,13 @@ PIECE = 1 << 18
 class Arithmetic:
     """Carries rewrites out. One float64 space serves all tensors: memory new to a process is slow."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room | None = None) -> None:
         self._space = torch.empty(0, dtype=torch.float64)
+        self._room = Room([]) if room is None else room
 
     def rewritten(self, rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor | Blocked:
         """The new tensor, with the dtype and layout of `old`; Blocked where it leaves the range."""
-        new = torch.empty_like(old, requires_grad=False)
+        new = self._room.like(old)
         return new if self._write(rewrite, old.detach(), new) else _refusal(rewrite, old)
 
     def overwrite(self, rewrite: Rewrite, old: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ FLOORS = (
     ("report",),
     ("norms",),
     ("edits", "structure", "specs", "tracing"),
-    ("tensors", "copying", "fold_module", "program_edit"),
+    ("room", "tensors", "copying", "fold_module", "program_edit"),
     (
         *("sources", "pooling", "placing", "onnx_folding", "onnx_inserting"),
         *(

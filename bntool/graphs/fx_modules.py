@@ -21,6 +21,7 @@ from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_kinds import PIECES
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 from bntool.graphs.fx_ways import Way, is_whole
+from bntool.graphs.walk import modules_in
 
 
 @dataclass
@@ -114,7 +115,7 @@ def _has_effects(node: Node) -> bool:
 def norm_modules(root: nn.Module) -> list[str]:
     """Paths of the modules that normalise with running statistics."""
     bases = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-    modules = list(root.named_modules())
+    modules = modules_in(root)
     own = [(n, m) for n, m in modules if isinstance(m, bases)]
     frozen = [n for n, m in modules if is_frozen_norm(m)]
     return [n for n, m in own if m.track_running_stats or not isinstance(m, bases[1])] + frozen

@@ -21,6 +21,7 @@ from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
 from bntool.graphs.fx_values import Attribute, Reader, Value
+from bntool.graphs.walk import modules_in
 
 #: arguments of these types stand in the graph as they are
 LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
@@ -91,7 +92,7 @@ class Tracer(fx.Tracer):
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
     def run(self, root: nn.Module) -> fx.Graph:
-        modules, held = dict(root.named_modules()), dict[str, torch.Tensor]()
+        modules, held = dict(modules_in(root)), dict[str, torch.Tensor]()
         for path, module in modules.items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:

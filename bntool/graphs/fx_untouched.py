@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from bntool.graphs.walk import modules_in
+
 CONTAINERS = (dict, list, set, OrderedDict)
 WORDS = (bool, int, float, str)
 
@@ -15,7 +17,7 @@ WORDS = (bool, int, float, str)
 @contextlib.contextmanager
 def untouched(root: nn.Module) -> Iterator[Traces]:
     """Takes back what a traced forward leaves on its modules: cached values, counters, collected outputs."""
-    traces = Traces([(path, Held(module)) for path, module in root.named_modules()])
+    traces = Traces([(path, Held(module)) for path, module in modules_in(root)])
     try:
         yield traces
     finally:

@@ -14,10 +14,12 @@ def kind_of(model: Any) -> str:
         return "onnx"
     import torch
 
+    from bntool.graphs.walk import modules_in
+
     if isinstance(model, torch.export.ExportedProgram):
         return "program"
     if isinstance(model, torch.nn.Module):
-        for path, part in model.named_modules():
+        for path, part in modules_in(model):
             if isinstance(part, torch.jit.ScriptModule):
                 advice = "Give the module that it was scripted or traced from."
                 where = path or type(model).__name__
