@@ -19,6 +19,7 @@ from bntool.errors import UsageError
 from bntool.fold_onnx import as_proto, input_shapes, like, room
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin, read
+from bntool.graphs.onnx_scopes import unshadowed
 from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.folding import check
@@ -84,7 +85,7 @@ def insert_file(
     Raises: UsageError (an opset before 9), LoadError, RunError (NaN or inf), VerificationError.
     """
     source = Path(path)
-    model = read_skeleton(source)
+    model = unshadowed(read_skeleton(source))
     _refuse_old(model, str(path))
     shapes = input_shapes(model, inputs)
     graph = read(_copy(model), Store(source), shapes)

@@ -20,6 +20,7 @@ DOWN = {
     "cancelled": (lambda n, x: 2 * n + x - (n + n), True),
     "other reads beside it": (lambda n, x: torch.cat([3 - n - n, n * 2], 1), True),
     "a sum that stays": (lambda n, x: (n + 2 * x) - x, False),
+    "a sum that stays, read twice": (lambda n, x: n + (n + x), False),
     "seen on the way": (lambda n, x: torch.cat([(v := n + x) - x, v], 1), False),
     "changed on the way": (lambda n, x: F.relu(n + x, inplace=True) - x, False),
 }

@@ -46,7 +46,7 @@ output           *       -: what leaves the model (or the traced island) and mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -153,12 +153,19 @@ def storage(node: Node) -> list[Node]:
     return found
 
 
-def connect(nodes: Sequence[Node]) -> None:
-    """Fill in `users` from `inputs`."""
+def connect(nodes: Sequence[Node], roots: Iterable[Node]) -> None:
+    """Fill in `users` from `inputs`; what `roots` do not derive from reads nothing: nobody ever sees it."""
+    seen: set[int] = set()
+    todo = list(roots)
+    while todo:
+        node = todo.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            todo.extend(node.inputs)
     for node in nodes:
         node.users = []
     for node in nodes:
-        for port, value in enumerate(node.inputs):
+        for port, value in enumerate(node.inputs if id(node) in seen else ()):
             value.users.append((node, port))
 
 

@@ -88,15 +88,11 @@ class FxGraph:
         return node
 
     def finish(self) -> None:
-        """Connect the nodes; what a value that nobody ever sees is computed from is not read by it."""
-        seen: set[int] = set()
-        todo = [n for n in self.nodes if n.kind == "output" or n.overwrites or n.watched or _has_effects(n)]
-        while todo:
-            node = todo.pop()
-            if id(node) not in seen:
-                seen.add(id(node))
-                todo.extend(node.inputs)
-        connect([n for n in self.nodes if id(n) in seen])
+        """Connect the nodes."""
+        connect(
+            self.nodes,
+            [n for n in self.nodes if n.kind == "output" or n.overwrites or n.watched or _has_effects(n)],
+        )
 
     def left_out(self) -> list[tuple[str, str]]:
         """Norms of the model that are no node of the graph, each with the reason."""

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from bntool.graphs.onnx_ir import OnnxGraph, reads, subgraphs
+from bntool.graphs.onnx_ir import OnnxGraph, reads
 from bntool.graphs.onnx_op import Slot
+from bntool.graphs.onnx_scopes import subgraphs
 from bntool.graphs.onnx_tensors import PENDING, set_location
 
 Values = Callable[[], NDArray[Any]]
@@ -136,7 +137,7 @@ def _remove_dead(graph: GraphProto) -> None:
     count = reads(graph)
     for place in range(len(graph.node) - 1, -1, -1):
         node = graph.node[place]
-        if not any(count[name] for name in node.output):
+        if node.output and not any(count[name] for name in node.output if name):
             count.subtract(reads(GraphProto(node=[node])))
             del graph.node[place]
     made = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}

@@ -7,11 +7,11 @@ what folding a ResNet-50 may cost as a whole process. An `onnx_ir.Model` is take
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from bntool.algebra.affine import Blocked
 from bntool.algebra.rules import DATA_SIZES
@@ -19,7 +19,8 @@ from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs, spelled_out
 from bntool.graphs.onnx_kinds import KINDS
 from bntool.graphs.onnx_movement import split
-from bntool.graphs.onnx_op import Op, Origin
+from bntool.graphs.onnx_op import Op, Origin, made_by
+from bntool.graphs.onnx_scopes import own_names, subgraphs
 from bntool.graphs.onnx_shapes import (
     Typed,
     Types,
@@ -83,6 +84,11 @@ class OnnxGraph:
         return []
 
 
+def _has_effects(node: Node) -> bool:
+    """Whether a node is there for something else than a value."""
+    return node.kind == "opaque" and not origin(node).proto.output
+
+
 def origin(node: Node) -> Origin:
     assert isinstance(node.origin, Origin)
     return node.origin
@@ -96,7 +102,7 @@ def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | N
     sizes = open_sizes(model, given or {})
     inferred = _inferred(model, store, sizes, static=graph.static)
     _Scope(graph, opset, model.graph, inferred.graph, "", "", blocked).read()
-    connect(graph.nodes)
+    connect(graph.nodes, [node for node in graph.nodes if node.kind == "output" or _has_effects(node)])
     return graph
 
 
@@ -180,14 +186,14 @@ class _Scope:
         for gone in op.merged:
             self.graph.nodes.remove(gone)
         self.graph.nodes.extend((*op.extra, *nodes))
-        self.values.update(zip(proto.output, nodes, strict=False))
+        self.values.update((out, made) for out, made in zip(proto.output, nodes, strict=False) if out)
         self._read_subgraphs(proto, op.where)
 
     def _read_subgraphs(self, proto: NodeProto, where: str) -> None:
         outside = {name: self.type_of(name) for name in captured(proto)}
         for name, graph in subgraphs(proto):
             types = infer_inner(self.graph.model, graph, outside).graph
-            scope = f"{self.scope}{proto.output[0]}/{name}/"
+            scope = f"{self.scope}{made_by(proto)}/{name}/"
             inner = _Scope(self.graph, self.opset, graph, types, scope, f"{where}/{name}/", set(), self)
             inner.read()
 
@@ -205,7 +211,7 @@ def _translate(op: Op) -> list[Node]:
     if isinstance(found, str):
         op.extra.clear()
         return _opaque(op, found)
-    return found if isinstance(found, list) else [found, *_further(op, 1)]
+    return found if isinstance(found, list) else [found, *_further(op, found)]
 
 
 def _opaque(op: Op, what: str) -> list[Node]:
@@ -213,29 +219,21 @@ def _opaque(op: Op, what: str) -> list[Node]:
     sizes_only = op.proto.op_type in ("Shape", "Size")
     names = [] if sizes_only else [*op.proto.input, *captured(op.proto)]
     inputs = [op.nodes[name] for name in names if name in op.nodes]
-    return [op.node("opaque", *inputs, what=what), *_further(op, 1)]
+    first = op.node("opaque", *inputs, what=what)
+    return [first, *_further(op, first)]
 
 
-def _further(op: Op, start: int) -> list[Node]:
-    """Outputs beyond the one that is understood are values nothing is known of."""
+def _further(op: Op, first: Node) -> list[Node]:
+    """Outputs beyond the first are values nothing is known of, computed from what the first is."""
     what = op.proto.op_type
-    return [op.node("opaque", port=port, what=what) for port in range(start, len(op.proto.output))]
-
-
-def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.name, attribute.g
-        for number, graph in enumerate(attribute.graphs):
-            yield f"{attribute.name}.{number}", graph
+    return [op.node("opaque", first, port=port, what=what) for port in range(1, len(op.proto.output))]
 
 
 def captured(node: NodeProto) -> list[str]:
     """Names that the node's subgraphs read from the scopes around them."""
     found: dict[str, None] = {}
     for _, graph in subgraphs(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        own.update(name for inner in graph.node for name in inner.output)
+        own = own_names(graph)
         for inner in graph.node:
             found.update(dict.fromkeys(n for n in (*inner.input, *captured(inner)) if n and n not in own))
         found.update(dict.fromkeys(v.name for v in graph.output if v.name not in own))

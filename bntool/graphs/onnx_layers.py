@@ -137,9 +137,13 @@ def _why_fixed(op: Op) -> str:
 
 
 def _trains(op: Op) -> bool:
-    """Opsets 1 and 6 have `is_test` (0 unless given); 7 to 13 only infer; then there is `training_mode`."""
+    """Opsets 1 and 6 have `is_test` (0 unless given); up to 13 it trains if it gives statistics out, read or
+    not; then there is `training_mode`.
+    """
     if op.opset < 7:
         return not op.attrs.get("is_test", 0)
+    if op.opset < 14:
+        return any(op.proto.output[1:])
     return bool(op.attrs.get("training_mode", 0))
 
 

@@ -77,7 +77,7 @@ class Op:
     @property
     def where(self) -> str:
         """The place a person knows: where torch's exporter says the node is from, or the node's name."""
-        own = self.proto.name or f"{self.proto.op_type}:{self.proto.output[0]}"
+        own = self.proto.name or f"{self.proto.op_type}:{made_by(self.proto)}"
         return self.prefix + (".".join(part for part in self.scopes if part) or own)
 
     @cached_property
@@ -164,7 +164,7 @@ class Op:
 
     def node(self, kind: str, *inputs: Node, port: int = 0, **attrs: Any) -> Node:
         """The neutral node of output `port`."""
-        out = self.proto.output[port]
+        out = self.proto.output[port] if self.proto.output else ""
         typed = self.types.of(out)
         origin = Origin(self.proto, self.scope, shape=typed.shape, dtype=self.dtype(out))
         name = self.scope + out
@@ -177,6 +177,11 @@ class Op:
                 node.params[name] = self.param(name, port)
                 node.origin.slots[name] = self.slot(port)
         return node
+
+
+def made_by(proto: NodeProto) -> str:
+    """The first value that a node makes: it may leave the first of its outputs out, or have none."""
+    return next(filter(None, proto.output), "")
 
 
 def module_name(parameter: str) -> str:

@@ -91,7 +91,9 @@ def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> in
 
 
 def _may_drop(edit: Edit, slot: Slot) -> bool:
-    """Before opset 11 a Gemm had to have its C."""
+    """A norm has to have its bias; before opset 11 a Gemm had to have its C."""
+    if slot.proto.op_type == "BatchNormalization":
+        return False
     versions = [o.version for o in edit.graph.model.opset_import if o.domain in ("", "ai.onnx")]
     return slot.port >= 0 and (slot.proto.op_type != "Gemm" or max(versions, default=1) >= 11)
 

@@ -12,6 +12,7 @@ from onnx import ModelProto, inliner
 from bntool.blame import complaint_about, first_wrong
 from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
+from bntool.graphs.onnx_scopes import unshadowed
 from bntool.graphs.onnx_tensors import Store, is_external, is_pending
 from bntool.onnx_folding.carry_out import carry_out
 from bntool.onnx_folding.merging import merge_branches
@@ -50,6 +51,7 @@ class Folding:
         if self.model.functions:
             self.model = inliner.inline_local_functions(self.model)
             self.notes.append(INLINED)
+        self.model = unshadowed(self.model)
 
     def plan(self) -> Plan:
         """What `write` would do; with merged branches there is nothing to plan on but a merged copy."""

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto
 
-from bntool.graphs.onnx_ir import subgraphs
+from bntool.graphs.onnx_scopes import subgraphs
 from bntool.graphs.onnx_tensors import (
     EMBEDDED,
     PENDING,

@@ -59,6 +59,39 @@ def test_a_bias_that_comes_out_zero_is_left_out() -> None:
     assert len(proto.graph.node[0].input) == 2
 
 
+def test_a_norm_that_takes_another_ones_map_has_its_bias_also_when_it_is_zero() -> None:
+    bn = norm_weights(4)
+    bn["bn.bias"], bn["bn.running_mean"] = np.zeros(4), np.zeros(4)
+    made = model([norm("x", "y"), norm("y", "z")], {"x": [N, 4, 5]}, ["z"], bn)
+    assert count(folded(made)[0]) == 1
+
+
+def test_what_nobody_sees_is_no_reader() -> None:
+    nodes = [node("Conv", "x w", "y"), node("Relu", "y", "unread"), norm("y", "z")]
+    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
+    proto, report = folded(model(nodes, {"x": [N, 3, 4, 4]}, ["z"], weights))
+    assert len(report.folded) == 1
+    assert len(proto.graph.node) == 1
+
+
+@pytest.mark.parametrize("outputs", [[], ["", "seen"]])
+def test_a_node_may_leave_outputs_out(outputs: list[str]) -> None:
+    """One that has none, such as an assertion, reads what it reads all the same, and stays."""
+    nodes = [
+        node("Conv", "x w", "y"),
+        helper.make_node("Look", ["y"], outputs, domain="elsewhere"),
+        norm("y", "z"),
+    ]
+    weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}
+    made = model([nodes[0], nodes[2]], {"x": [N, 3, 4, 4]}, ["z"], weights)
+    made.graph.node.insert(1, nodes[1])
+    made.graph.output.extend(helper.make_tensor_value_info(name, 11, [N]) for name in outputs if name)
+    made.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    result = fold_model(made, verify=False)
+    assert "feeds 2 places" in reasons(result.report)[0]
+    assert count(result.model, "Look") == 1
+
+
 @pytest.mark.parametrize("trans_a", [0, 1])
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize("bias", [(), (5,), (1, 5), (1,)])

@@ -115,6 +115,34 @@ def test_a_loop_body_folds_by_itself() -> None:
     assert count(folded) == 0
 
 
+def test_what_a_loop_calls_as_a_constant_is_called_outside_is_no_constant() -> None:
+    """The body's state has the name of a tensor that the graph outside stores."""
+    value = helper.make_tensor_value_info
+    nodes = [node("Neg", "kept", "a"), norm("a", "new"), node("Identity", "keep", "on")]
+    state = value("kept", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    given = [value("i", TensorProto.INT64, []), value("keep", TensorProto.BOOL, []), state]
+    made = [value("on", TensorProto.BOOL, []), value("new", TensorProto.FLOAT, ["batch", 3, 4, 4])]
+    body = helper.make_graph(nodes, "body", given, made)
+    before = node("Add", "x kept", "start")
+    loop = helper.make_node("Loop", ["times", "yes", "start"], ["z"], name="loop", body=body)
+    weights = {"kept": weight(3, 4, 4), **norm_weights(3), "times": np.array(2), "yes": np.array(True)}
+    proto = model([before, loop], {"x": ["batch", 3, 4, 4]}, ["z"], weights, dtype="float32", opset=20)
+    assert "takes no map" in reasons(by_runtime(proto)[1])[0]
+
+
+def test_a_name_that_a_branch_uses_before_the_graph_around_it_does_stays_its_own() -> None:
+    """The norm's output, and the value in front of it, are also what values of the branches are called."""
+    then = [node("Conv", "x w", "zz"), node("Neg", "zz", "then_out")]
+    otherwise = [node("Conv", "x w", "y"), node("Abs", "y", "else_out")]
+    weights = {"w": weight(4, 3, 1, 1), "v": weight(4, 4, 1, 1), **norm_weights(4)}
+    proto = with_if(then, otherwise, [], weights)
+    proto.graph.node[-1].output[0] = "chosen"
+    proto.graph.node.extend([node("Conv", "chosen v", "y"), norm("y", "zz"), node("Relu", "zz", "z")])
+    result = fold_model(proto, verify=False)
+    assert len(result.report.folded) == 1
+    both_ways(proto, result.model)
+
+
 def test_functions_are_written_out_and_folded() -> None:
     block = helper.make_function(
         "local",
