@@ -7,7 +7,9 @@ is the cost. A module that has its own idea of how it is copied or pickled is le
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -19,8 +21,28 @@ SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
 )
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
+#: what may know modules without their being its own
+REFERRING = frozenset((FunctionType, partial, weakref.ref, tuple, *CONTAINERS))
 #: attributes in which a module holds others, parameters and buffers
 MEMBERS = ("_modules", "_parameters", "_buffers")
+
+
+def keeps_calling(model: nn.Module) -> bool:
+    """Whether copies of `model` may go on calling its own modules: functions and weak references that
+    instances hold are not copied, and know the modules that they were made with.
+    """
+    values = (value for module in model.modules() for value in module.__dict__.values())
+    return any(_refers(value) for value in values if type(value) in REFERRING and value)
+
+
+def _refers(value: Any) -> bool:
+    if type(value) is FunctionType:
+        return not str(value.__module__).startswith("torch.")
+    if type(value) is partial:
+        return any(map(_refers, (value.func, *value.args)))
+    if type(value) in REFERRING and type(value) is not weakref.ref:
+        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+    return type(value) is weakref.ref
 
 
 def own_inputs(inputs: Any) -> Any:

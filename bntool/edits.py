@@ -173,6 +173,22 @@ def _exchanged(value: Any, new: Mapping[int, nn.Module]) -> Any:
     return value
 
 
+def becomes_identity(norm: nn.Module) -> bool:
+    """A norm itself does nothing any more, wherever it is held: in an object, a partial, a named tuple.
+
+    Returns: whether it does; one of a class with slots cannot.
+    """
+    training = norm.training
+    try:
+        norm.__class__ = nn.Identity
+    except TypeError:
+        return False
+    norm.__dict__.clear()
+    nn.Identity.__init__(norm)  # type: ignore[arg-type]
+    norm.train(training)
+    return True
+
+
 def _insert(model: nn.Module, edit: Edit) -> None:
     """{"op": "insert", "path", "index", "module"}: put a module into a Sequential; later indices move up."""
     sequence = model.get_submodule(edit["path"])
@@ -204,7 +220,8 @@ def _drop_norm(model: nn.Module, edit: Edit) -> None:
     parts = [old.get_submodule(name) for name in edit["keeps"]]
     gone = nn.Identity().train(old.training)
     left = gone if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-    exchange(model, {id(old): left})
+    if parts or not becomes_identity(old):
+        exchange(model, {id(old): left})
 
 
 def _undrop_norm(model: nn.Module, edit: Edit) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from bntool.copying import copied
+from bntool.copying import copied, keeps_calling
 from bntool.edits import detach_idle
 from bntool.fold_module import fold_here, folded_copy
 from bntool.graphs.fx_baked import bake
@@ -62,6 +62,8 @@ class Job:
         insist_on_data(self.model)
         if has_lazy_parts(self.model):
             self._give_sizes()
+        if not self.in_place and keeps_calling(self.model):  # what the copy will do is seen on the copy
+            self.base = copied(self.model, {})
         before = structure_of(self.model)
         with Room([] if self.in_place else large_parameters(self.model)) as room:
             self._plan({})
@@ -86,7 +88,7 @@ class Job:
 
     def _bake(self) -> None:
         paths = computed_modules(self.plan)
-        if not self.in_place:
+        if self.base is self.model and not self.in_place:
             self.base = copied(self.model, {})
         for path in paths:
             bake(self.base.get_submodule(path))

@@ -11,7 +11,7 @@ from torch import nn
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
-from bntool.edits import exchange
+from bntool.edits import becomes_identity, exchange
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
@@ -91,8 +91,11 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
         if refusal is not None:
             raise OutOfRange(rewrite, refusal.reason)
     biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
+    norms = [m for m in map(model.get_submodule, norm_paths(plan)) if not afterwards(m)]
     for rewrite, old in present:
         arithmetic.overwrite(rewrite, old)
+    for norm in norms:
+        becomes_identity(norm)
     _finish(model, plan, biases)
 
 

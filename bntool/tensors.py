@@ -30,8 +30,11 @@ class Arithmetic:
         return new if self._write(rewrite, old.detach(), new) else _refusal(rewrite, old)
 
     def overwrite(self, rewrite: Rewrite, old: torch.Tensor) -> None:
-        """The new value in the old one's place, piece by piece."""
+        """The new value in the old one's place, piece by piece; for one value shown several times, in
+        a place of its own."""
         place = old.detach()
+        if any(step == 0 and size > 1 for size, step in zip(old.shape, old.stride(), strict=True)):
+            old.data = place = place.contiguous()
         self._write(rewrite, place, place)
 
     def out_of_range(self, rewrite: Rewrite, old: torch.Tensor) -> Blocked | None:

@@ -22,6 +22,11 @@ def own_type(module: nn.Module) -> type[nn.Module]:
     return parametrize.type_before_parametrizations(module)
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether somebody has given this very module a forward that is not its class's."""
+    return "forward" in module.__dict__
+
+
 def computed_by_hook(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
     return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, HOOKS)]
 

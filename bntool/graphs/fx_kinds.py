@@ -6,7 +6,7 @@ from torch import nn
 
 from bntool.graphs import fx_layers as layers
 from bntool.graphs import fx_ops as ops
-from bntool.graphs.fx_baked import own_type
+from bntool.graphs.fx_baked import has_own_forward, own_type
 from bntool.graphs.fx_calls import names
 from bntool.graphs.fx_layers import RANKS, Build
 
@@ -83,6 +83,8 @@ TORCH_LEAVES = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Transforme
 
 def is_leaf(module: nn.Module, path: str) -> bool:
     """Modules whose call is one node: those of the table by exact type, and what cannot be looked into."""
+    if has_own_forward(module):
+        return False
     if own_type(module) in MODULES:
         return True
     torch_own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))

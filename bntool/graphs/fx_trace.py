@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
@@ -83,6 +84,7 @@ class Tracer(fx.Tracer):
         self.names: dict[int, str] = {}
         self.read_unseen: set[str] = set()
         """Parameters and buffers whose values the forward uses without the graph showing it."""
+        self.told: set[nn.Module] = set()
         self.outside, self.switched = modes(), False
         """Whether the forward switches a mode of torch that no graph carries along."""
         self.values: list[weakref.ref[fx.Proxy]] = []
@@ -104,7 +106,7 @@ class Tracer(fx.Tracer):
         for sizes in (self.sizes, *self.other_sizes):
             sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
-        with told_apart(classes), Reads(self.names, lambda: self.measuring) as reads:
+        with told_apart(classes, self.told), Reads(self.names, lambda: self.measuring) as reads:
             graph = self.trace(root)
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
@@ -322,6 +324,11 @@ def asked(node: fx.Node) -> Any:
 
 def has_hooks(m: nn.Module) -> bool:
     """Whether somebody else's code runs when the module is called; a norm of its weight is not that."""
-    if m._forward_hooks or m._backward_hooks or m._backward_pre_hooks:
+    if _has_any_global_hook() or m._forward_hooks or m._backward_hooks or m._backward_pre_hooks:
         return True
     return bool(m._forward_pre_hooks) and len(m._forward_pre_hooks) > len(computed_by_hook(m))
+
+
+def has_own_call(m: nn.Module) -> bool:
+    """Whether its class does more than run hooks and `forward` when the module is called."""
+    return type(m).__call__ is not nn.Module.__call__ and not isinstance(m, fx.GraphModule)

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.base import Node, Param
-from bntool.graphs.fx_baked import own_type
+from bntool.graphs.fx_baked import has_own_forward, own_type
 from bntool.graphs.fx_bias import would_use_a_bias
 from bntool.graphs.fx_calls import (
     SIZE_ATTRIBUTES,
@@ -29,7 +29,7 @@ from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
 from bntool.graphs.fx_sizes import attribute
-from bntool.graphs.fx_trace import has_hooks
+from bntool.graphs.fx_trace import has_hooks, has_own_call
 from bntool.graphs.fx_ways import Way
 
 #: kinds whose parameters a plan may change
@@ -104,6 +104,8 @@ class Translator:
         call = Call(node, self.part, self.way.sizes, self.plain)
         if node.op == "call_module":
             module = call.module()
+            if has_own_forward(module):
+                return None
             build = MODULES.get(own_type(module), frozen_norm if is_frozen_norm(module) else None)
         elif is_piece(node):
             source = node.args[0]
@@ -258,6 +260,10 @@ class Translator:
         module = self.way.sizes.module(path)
         if path and has_hooks(module):
             return f"it has hooks, which would vanish with {path}"
+        if path and has_own_call(module):
+            return f"the __call__ of its own class would vanish with {path}"
+        if module in self.way.asked:
+            return f"the code around it asks what {path} is"
         if path and self._read_by_others(path):
             return f"the code around it reads {path}'s tensors"
         if node.op == "call_module":

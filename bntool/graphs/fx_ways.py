@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
-from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
+from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer, has_own_call
 from bntool.graphs.fx_untouched import untouched
 
 #: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short
@@ -31,9 +31,11 @@ class Way:
     """Parameters and buffers in whose places the forward puts others."""
     read_unseen: set[str] = field(default_factory=set)
     """Parameters and buffers whose values the forward uses without the graph showing it."""
+    asked: set[nn.Module] = field(default_factory=set)
+    """Modules for which an nn.Identity in their place would be told another answer by `isinstance`."""
     more: bool = False
-    """Whether the forward does what a graph would not: keep values, switch autocast or the recording of
-    gradients."""
+    """Whether a call does what a graph would not: keep values, switch autocast or the recording of gradients,
+    run a `__call__` of the class's own."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -109,8 +111,8 @@ def _ways(
         else:
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
-            more = tracer.switched or tracer.keeps
-            ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, more))
+            more = tracer.switched or tracer.keeps or has_own_call(root)
+            ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, more))
         sizes_may_help |= tracer.asked_data
         reads_batch |= tracer.reads_batch
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))

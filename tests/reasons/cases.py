@@ -88,6 +88,13 @@ class Doubling(nn.BatchNorm2d):
         return super().forward(x) * 2
 
 
+class Called(nn.BatchNorm2d):
+    """Does more when it is called than its forward does."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2  # type: ignore[no-any-return]
+
+
 def view_changed(net: Any, x: Tensor) -> Tensor:
     y = net.conv(x)
     y[:, :1].add_(1)
@@ -194,6 +201,17 @@ CASES = [
         train=True,
     ),
     Case("it has hooks, which would vanish with {}", lambda n, x: n.norm(n.conv(x)), "conv", seen="norm"),
+    Case(
+        "the __call__ of its own class would vanish with {}",
+        lambda n, x: n.norm(n.conv(x)),
+        "conv",
+        layers={"norm": lambda: Called(4)},
+    ),
+    Case(
+        "the code around it asks what {} is",
+        lambda n, x: n.norm(n.conv(x)) * (2 if isinstance(n.norm, nn.BatchNorm2d) else 1),
+        "conv",
+    ),
     Case(
         "the code around it reads {}'s tensors", lambda n, x: n.norm(n.conv(x)) * n.norm.weight.mean(), "conv"
     ),

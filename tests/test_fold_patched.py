@@ -1,0 +1,168 @@
+"""Norms that are called or held in other ways than a class's forward and a module's children."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import OrderedDict, deque, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from bntool import fold_
+from tests.folding import TOLERANCE, Block, ConvNorm, error, folded, names, prepared, reason
+
+X = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+class Sequence(ConvNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+
+class Caller(nn.Module):
+    """A block around a sequence, whose own forward tests replace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.block = nn.Conv2d(4, 4, 1), Block(lambda m, x: m.norm(x), norm=nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.conv(x))  # type: ignore[no-any-return]
+
+
+class Held(ConvNorm):
+    """Calls its norm through what else holds it."""
+
+    def __init__(self, hold: Callable[[nn.Module], Any], call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.held, self.call = hold(self.norm), call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.held, self.conv(x))
+
+
+def in_place(model: nn.Module) -> Any:
+    """Fold `model` itself. Returns: the report, once the outputs are what they were."""
+    original = copy.deepcopy(model)
+    report = fold_(model, X).report
+    assert error(original, model, X) < TOLERANCE
+    return report
+
+
+def test_a_forward_given_to_one_layer_is_what_runs() -> None:
+    model = Sequence()
+    model.conv.forward = MethodType(lambda conv, x: conv._conv_forward(x, conv.weight, None) ** 2, model.conv)
+    assert "pow" in reason(folded(model, X)[1])
+    model = Sequence()
+    model.norm.forward = lambda x: x * 2  # type: ignore[method-assign]
+    assert "never calls it" in reason(folded(model, X)[1])
+
+
+def test_a_forward_that_calls_the_original_is_not_folded_past() -> None:
+    model = Caller()
+    old = model.block.forward
+    model.block.forward = lambda x: old(x) + 1  # type: ignore[method-assign]
+    assert "cannot be traced" in reason(folded(model, X)[1])
+
+
+def test_functions_that_a_model_holds_call_the_norms_they_were_made_with() -> None:
+    closure = Held(lambda norm: lambda x: norm(x), lambda held, x: held(x))
+    assert "cannot be traced" in reason(folded(closure, X)[1])
+    listed = Held(lambda norm: [lambda x: norm(x)], lambda held, x: held[0](x))
+    assert "cannot be traced" in reason(folded(listed, X)[1])
+    weak = Held(weakref.ref, lambda held, x: held()(x))
+    assert "cannot be traced" in reason(folded(weak, X)[1])
+
+
+@dataclass
+class Pair:
+    first: nn.Module
+    second: int = 0
+
+
+Named = namedtuple("Named", "first second")
+
+HOLDERS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any, Tensor], Tensor]]] = {
+    "partial": (lambda norm: partial(lambda layer, x: layer(x), norm), lambda held, x: held(x)),
+    "dataclass": (Pair, lambda held, x: held.first(x)),
+    "named tuple": (lambda norm: Named(norm, 0), lambda held, x: held.first(x)),
+    "object": (lambda norm: SimpleNamespace(norm=norm), lambda held, x: held.norm(x)),
+    "ordered": (lambda norm: OrderedDict(a=norm), lambda held, x: held["a"](x)),
+    "deque": (lambda norm: deque([norm]), lambda held, x: held[0](x)),
+    "weak": (weakref.ref, lambda held, x: held()(x)),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_in_place_a_norm_is_gone_wherever_it_is_held(holder: str) -> None:
+    model = prepared(Held(*HOLDERS[holder]), X)
+    want = model(X)
+    report = fold_(model, X).report
+    assert names(report.folded) == ["norm"]
+    assert torch.allclose(model(X), want, rtol=TOLERANCE)
+
+
+def test_a_call_of_a_norms_own_class_stays() -> None:
+    class Doubled(nn.BatchNorm2d):
+        def __call__(self, x: Tensor) -> Tensor:
+            return 2 * super().__call__(x)  # type: ignore[no-any-return]
+
+    model = Sequence()
+    model.norm = Doubled(4)
+    assert "__call__" in reason(folded(model, X)[1])
+    assert names(folded(model, X, form="graph")[1].folded) == ["batch_norm"]
+
+
+def test_a_graph_does_not_take_the_place_of_a_model_with_its_own_call() -> None:
+    class Shifted(Sequence):
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x) + 1  # type: ignore[no-any-return]
+
+    model, report = folded(Shifted(), X, form="graph")
+    assert isinstance(model, Shifted)
+    assert names(report.folded) == ["norm"]
+
+
+def test_hooks_on_all_modules_see_every_value() -> None:
+    def doubled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * 2 if isinstance(module, nn.Conv2d) else output
+
+    handle = register_module_forward_hook(doubled)
+    try:
+        assert "hooks" in reason(folded(Sequence(), X)[1])
+    finally:
+        handle.remove()
+
+
+def test_code_that_asks_what_a_norm_is_keeps_it() -> None:
+    class Asking(ConvNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.children():
+                x = torch.relu(layer(x)) if isinstance(layer, nn.BatchNorm2d) else layer(x)
+            return x
+
+    assert "asks what norm is" in reason(folded(Asking(), X)[1])
+
+    class Harmless(ConvNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.children():
+                x = layer(x) if isinstance(layer, nn.Module) and not isinstance(layer, nn.ReLU) else x
+            return x
+
+    assert names(folded(Harmless(), X)[1].folded) == ["norm"]
+
+
+def test_a_weight_of_one_value_shown_several_times_is_written_in_place() -> None:
+    model = Sequence()
+    model.conv.weight = nn.Parameter(torch.randn(1, 4, 1, 1).expand(4, 4, 1, 1))
+    model = prepared(model, X)
+    model.conv.weight = nn.Parameter(torch.randn(1, 4, 1, 1).double().expand(4, 4, 1, 1))
+    assert names(in_place(model).folded) == ["norm"]
