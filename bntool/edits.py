@@ -173,19 +173,25 @@ def _exchanged(value: Any, new: Mapping[int, nn.Module]) -> Any:
     return value
 
 
+def nothing_of(norm: nn.Module) -> nn.Identity:
+    """What a norm that is gone leaves: its mode, and the numbers and flags that code around it may read."""
+    left = nn.Identity()
+    kept = {name: value for name, value in norm.__dict__.items() if type(value) in (int, float, bool, str)}
+    left.__dict__ |= kept
+    return left
+
+
 def becomes_identity(norm: nn.Module) -> bool:
     """A norm itself does nothing any more, wherever it is held: in an object, a partial, a named tuple.
 
     Returns: whether it does; one of a class with slots cannot.
     """
-    training = norm.training
+    left = nothing_of(norm)
     try:
         norm.__class__ = nn.Identity
     except TypeError:
         return False
-    norm.__dict__.clear()
-    nn.Identity.__init__(norm)  # type: ignore[arg-type]
-    norm.train(training)
+    norm.__dict__ = left.__dict__
     return True
 
 
@@ -218,8 +224,7 @@ def _drop_norm(model: nn.Module, edit: Edit) -> None:
     """{"op": "drop_norm", "path", "keeps"}: a norm is gone, but for the children it ran after normalising."""
     old = model.get_submodule(edit["path"])
     parts = [old.get_submodule(name) for name in edit["keeps"]]
-    gone = nn.Identity().train(old.training)
-    left = gone if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    left = nothing_of(old) if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     if parts or not becomes_identity(old):
         exchange(model, {id(old): left})
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
-from bntool.edits import becomes_identity, exchange
+from bntool.edits import becomes_identity, exchange, nothing_of
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
@@ -73,7 +73,7 @@ def folded_copy(model: nn.Module, plan: Plan, room: Room) -> nn.Module:
     for path in norm_paths(plan):
         module = model.get_submodule(path)
         if not afterwards(module):
-            memo[id(module)] = nn.Identity().train(module.training)
+            memo[id(module)] = nothing_of(module)
     result = copied(model, memo)
     _finish(result, plan, biases)
     return result
@@ -122,7 +122,7 @@ def _new_bias(held: Held, rewrite: Rewrite, arithmetic: Arithmetic) -> NewBias:
     assert rewrite.value is not None
     new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape), arithmetic)
     bias = nn.Parameter(new, requires_grad=weight.requires_grad)
-    return NewBias(held.without_bias.get(place_of(weight), []), bias)
+    return NewBias(held.without_bias.get(place_of(weight), [node.where]), bias)
 
 
 def put(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -148,5 +148,4 @@ def afterwards(module: nn.Module) -> list[nn.Module]:
 
 def _without_norm(module: nn.Module) -> nn.Module:
     parts = afterwards(module)
-    left = nn.Identity() if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-    return left.train(module.training) if not parts else left
+    return nothing_of(module) if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook
 
-from bntool import fold_
-from tests.folding import TOLERANCE, Block, ConvNorm, error, folded, names, prepared, reason
+from bntool import apply_plan, fold, fold_
+from bntool.edits import plan_of
+from tests.folding import TOLERANCE, Block, ConvNorm, error, folded, names, outputs, prepared, reason
 
 X = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).double()
 
@@ -166,3 +168,113 @@ def test_a_weight_of_one_value_shown_several_times_is_written_in_place() -> None
     model = prepared(model, X)
     model.conv.weight = nn.Parameter(torch.randn(1, 4, 1, 1).double().expand(4, 4, 1, 1))
     assert names(in_place(model).folded) == ["norm"]
+
+
+class Around(nn.Module):
+    """A sequence, and a weight of the model's own; `run` is the forward."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.weight = Sequence(), nn.Parameter(torch.randn(4, 4, 1, 1))
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def called_with(self: Any, x: Tensor) -> Tensor:
+    return functional_call(self.inner, {"conv.weight": self.weight}, (x,))  # type: ignore[no-any-return]
+
+
+def called_with_values(self: Any, x: Tensor) -> Tensor:
+    others = {name: value * 2 for name, value in self.inner.named_parameters()}
+    return functional_call(self.inner, others, (x,))  # type: ignore[no-any-return]
+
+
+def swapped(self: Any, x: Tensor) -> Tensor:
+    held = self.inner.conv._parameters
+    own, held["weight"] = held["weight"], self.weight
+    y = self.inner(x)
+    held["weight"] = own
+    return y  # type: ignore[no-any-return]
+
+
+def other_eps(self: Any, x: Tensor) -> Tensor:
+    self.inner.norm.eps = 0.5
+    y = self.inner(x)
+    self.inner.norm.eps = 1e-5
+    return y  # type: ignore[no-any-return]
+
+
+def train_mode(self: Any, x: Tensor) -> Tensor:
+    self.inner.norm.training = True
+    y = self.inner(x)
+    self.inner.norm.training = False
+    return y  # type: ignore[no-any-return]
+
+
+def other_data(self: Any, x: Tensor) -> Tensor:
+    self.inner.conv.weight.data = self.weight.data
+    return self.inner(x)  # type: ignore[no-any-return]
+
+
+MEANWHILE = [called_with, called_with_values, swapped, other_eps, train_mode, other_data]
+
+
+@pytest.mark.parametrize("run", MEANWHILE, ids=lambda run: run.__name__)
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_what_a_forward_makes_of_a_layer_while_it_runs_is_what_counts(
+    run: Callable[[Any, Tensor], Tensor], form: str
+) -> None:
+    torch.manual_seed(2)
+    report = folded(Around(run), X, form=form)[1]
+    assert len(report.folded) == (run in (called_with, swapped, other_eps))
+
+
+def test_without_inputs_nobody_knows_how_many_arguments_there_are() -> None:
+    class Several(ConvNorm):
+        def forward(self, *values: Tensor) -> Any:
+            y = self.conv(values[0])
+            return (y, self.norm(y)) if len(values) > 1 else self.norm(y)
+
+    model = prepared(Several(), X)
+    result = fold(model, verify=False)
+    assert "cannot be traced" in reason(result.report)
+    assert error(model, result.model, X, X) == 0
+
+
+def test_code_that_cannot_be_traced_may_call_its_module_by_another_name() -> None:
+    class Terse(Around):
+        def forward(this, x: Tensor) -> Tensor:
+            scale = float(x.sum())  # which nothing traced has
+            return functional_call(this.inner, {"conv.weight": this.weight}, (x * scale,))  # type: ignore[no-any-return]
+
+    assert "cannot be traced" in reason(folded(Terse(called_with), X)[1])
+
+
+def test_numbers_of_a_folded_norm_can_still_be_read() -> None:
+    class Reading(ConvNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) * self.norm.num_features + self.norm.eps  # type: ignore[no-any-return]
+
+    assert names(folded(Reading(), X)[1].folded) == ["norm"]
+    assert names(in_place(prepared(Reading(), X)).folded) == ["norm"]
+    fresh = apply_plan(Reading().eval().double(), plan_of(fold(prepared(Reading(), X), X).model))
+    assert fresh(X).shape == X.shape
+
+
+def test_a_graph_does_not_forget_what_a_hook_hands_back() -> None:
+    class Seen(ConvNorm):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: Tensor | None = None
+            self.conv.register_forward_pre_hook(self.see)
+
+        def see(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
+            self.seen = inputs[0] * 2
+
+        def forward(self, x: Tensor) -> Any:
+            return self.norm(self.conv(x)), self.seen
+
+    for form in ("module", "graph"):
+        assert len(outputs(folded(Seen(), X, form=form)[0], X)) == 2

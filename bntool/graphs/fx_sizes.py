@@ -122,10 +122,9 @@ class Sizes:
     def _placeholder(self, node: fx.Node) -> Any:
         name = str(node.target)
         position = sum(1 for n in _before(node) if n.op == "placeholder")
-        if name.startswith("**"):
-            return dict(self.kwargs)
-        if name.startswith("*"):
-            return tuple(self.args[position:])
+        if name.startswith("*"):  # how many there are nobody knows without inputs
+            given = dict(self.kwargs) if name.startswith("**") else tuple(self.args[position:])
+            return given if self.args or self.kwargs else UNKNOWN
         if name in self.kwargs:
             return self.kwargs[name]
         if position < len(self.args):

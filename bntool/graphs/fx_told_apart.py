@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import _named_member_accessor
 
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.fx_values import Attribute, Value
@@ -24,9 +25,10 @@ def _isinstance(value: Any, kinds: Any) -> bool:
 def told_apart(classes: Iterable[type], told: set[nn.Module]) -> Iterator[None]:
     """Code that asks whether a traced value is a tensor, a size or a number is told what it stands for.
 
-    That is `torch.is_tensor`, and `isinstance` in the packages in which `classes` are defined. (It would go
-    for all code with a `__class__`, but torch's C++ would take it for a tensor, or with another builtin, but
-    torch.compile would not know that.) Modules of which more is `told` than of an nn.Identity are noted.
+    That is `torch.is_tensor`, `torch.func.functional_call`, and `isinstance` in the packages in which
+    `classes` are defined. (It would go for all code with a `__class__`, but torch's C++ would take it for a
+    tensor, or with another builtin, but torch.compile would not know that.) Modules of which more is `told`
+    than of an nn.Identity are noted.
     """
 
     def answer(value: Any, kinds: Any) -> bool:
@@ -38,7 +40,7 @@ def told_apart(classes: Iterable[type], told: set[nn.Module]) -> Iterator[None]:
     own = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__}
     packages = own - {"torch", "builtins", "bntool"}
     found = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in packages]
-    spaces = [vars(m) for m in (torch, *found) if "isinstance" not in vars(m)]
+    spaces = [vars(m) for m in (torch, _named_member_accessor, *found) if "isinstance" not in vars(m)]
     for space in spaces:
         space["isinstance"] = answer
     try:

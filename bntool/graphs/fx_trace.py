@@ -69,6 +69,8 @@ class Tracer(fx.Tracer):
         """Whether arguments that `inputs` leave out have their defaults: the graph takes them no more."""
         self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
         self.sizes_decide = sizes_decide
+        self.changed: Callable[[nn.Module], bool] = lambda module: False
+        """Whether the forward has changed a module by now: what it is then, only its own forward shows."""
         self.taken = 0
         self.asked_data = False
         """Whether a fork was at anything but an argument that may be left out."""
@@ -237,7 +239,7 @@ class Tracer(fx.Tracer):
             self.path = outer
 
     def _called(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.is_leaf_module(m, name):
+        if self.is_leaf_module(m, name) and not self.changed(m):
             return self.create_proxy("call_module", name, args, kwargs)
         return m.forward(*args, **kwargs)
 
@@ -332,3 +334,10 @@ def has_hooks(m: nn.Module) -> bool:
 def has_own_call(m: nn.Module) -> bool:
     """Whether its class does more than run hooks and `forward` when the module is called."""
     return type(m).__call__ is not nn.Module.__call__ and not isinstance(m, fx.GraphModule)
+
+
+def hooks_feed_back(root: nn.Module) -> bool:
+    """Whether a hook knows a module: what it leaves there the forward may read, and no graph would."""
+    hooks = [h for m in root.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    cells = [cell.cell_contents for h in hooks for cell in getattr(h, "__closure__", None) or ()]
+    return any(isinstance(v, nn.Module) for v in (*cells, *(getattr(h, "__self__", None) for h in hooks)))

@@ -29,8 +29,16 @@ class Traces:
 
     def __init__(self, before: list[tuple[str, Held]]) -> None:
         self.before = before
+        self.by_module: dict[nn.Module, Held] = {}
         self.rebound: set[str] = set()
         """Names of parameters and buffers in whose places it has put others, once it is all taken back."""
+
+    def changed(self, module: nn.Module) -> bool:
+        """Whether by now it has other attributes, parameters or buffers than before."""
+        if not self.by_module:
+            self.by_module = {held.module: held for _, held in self.before}
+        held = self.by_module.get(module)
+        return held is not None and held.changed()
 
     def counted(self) -> bool:
         """Whether a number, a flag or a word among the attributes is another by now."""
@@ -58,6 +66,9 @@ class Held:
         for value, was in self.full:
             if value is self.attributes["_parameters"] or value is self.attributes["_buffers"]:
                 yield from (name for name, tensor in was.items() if now.get(name) is not tensor)
+
+    def changed(self) -> bool:
+        return not self._as_it_was() or next(self.rebound(), None) is not None
 
     def counted(self) -> bool:
         if self._as_it_was():

@@ -31,6 +31,10 @@ IN_PLACE = {
 HISTORY = ("grad", "grad_fn", "_base", "_version")
 
 
+#: what a tensor is made of: to set it is to change the tensor
+STORAGE = ("data", "real", "imag")
+
+
 class InPlace(fx.Proxy):
     """A traced value that does not hide in-place arithmetic (fx notes `x *= 2` as `x * 2`)."""
 
@@ -56,6 +60,11 @@ class Value(InPlace):
         if name in HISTORY:
             raise fx.proxy.TraceError("how a value came about is not known")
         return Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in STORAGE:
+            raise fx.proxy.TraceError("a forward puts other data in a tensor")
+        super().__setattr__(name, value)
 
     def __index__(self) -> int:
         return int(self._number())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
-from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer, has_own_call
+from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer, has_own_call, hooks_feed_back
 from bntool.graphs.fx_untouched import untouched
 
 #: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short
@@ -35,7 +35,7 @@ class Way:
     """Modules for which an nn.Identity in their place would be told another answer by `isinstance`."""
     more: bool = False
     """Whether a call does what a graph would not: keep values, switch autocast or the recording of gradients,
-    run a `__call__` of the class's own."""
+    run a `__call__` of the class's own, read what hooks have left."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -100,6 +100,7 @@ def _ways(
         tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
         try:
             with untouched(root) as traces:
+                tracer.changed = traces.changed
                 graph = tracer.run(root)
                 if (tracer.keeps or traces.counted()) and str(again(tracer).run(root)) != str(graph):
                     return Failed("", "goes another way when it is called again", False), False
@@ -111,7 +112,7 @@ def _ways(
         else:
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
-            more = tracer.switched or tracer.keeps or has_own_call(root)
+            more = tracer.switched or tracer.keeps or has_own_call(root) or hooks_feed_back(root)
             ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, more))
         sizes_may_help |= tracer.asked_data
         reads_batch |= tracer.reads_batch

@@ -15,6 +15,7 @@ from typing import TypeGuard
 
 from torch import nn
 
+from bntool.graphs.fx_baked import has_own_forward
 from bntool.graphs.fx_calls import names
 
 #: names that give access to everything
@@ -31,7 +32,12 @@ def islands_of(module: nn.Module) -> tuple[list[str], list[str]]:
     trees = list(_sources(type(module)))
     named = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     named |= {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
-    if not trees or named & EVERYTHING:
+    if (
+        not trees
+        or named & EVERYTHING
+        or has_own_forward(module)
+        or any(map(_hands_itself_on, _methods(trees)))
+    ):
         return [], [name for name, _ in module.named_children()]
     other = _not_only_called(trees)
     own: list[str] = []
@@ -62,15 +68,39 @@ def _sources(cls: type[nn.Module]) -> Iterator[ast.AST]:
 def _not_only_called(trees: list[ast.AST]) -> set[str]:
     """Attributes of self that are used in any other way than being called, outside `__init__`."""
     found: set[str] = set()
-    methods = [m for tree in trees for m in ast.walk(tree) if isinstance(m, ast.FunctionDef)]
-    for method in [m for m in methods if m.name != "__init__"]:
+    for method in _methods(trees):
         called = {id(n.func) for n in ast.walk(method) if isinstance(n, ast.Call)}
-        found |= {n.attr for n in ast.walk(method) if _of_self(n) and id(n) not in called}
+        found |= {n.attr for n in ast.walk(method) if _of(n, _itself(method)) and id(n) not in called}
     return found
 
 
-def _of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
-    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+def _methods(trees: list[ast.AST]) -> list[ast.FunctionDef]:
+    classes = [c for tree in trees for c in ast.walk(tree) if isinstance(c, ast.ClassDef)]
+    found = [m for c in classes for m in c.body if isinstance(m, ast.FunctionDef)]
+    return [m for m in found if m.name != "__init__" and not _is_static(m)]
+
+
+def _is_static(method: ast.FunctionDef) -> bool:
+    return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in method.decorator_list)
+
+
+def _itself(method: ast.FunctionDef) -> str:
+    return method.args.args[0].arg if method.args.args else "self"
+
+
+def _of(node: ast.AST, name: str) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+
+
+def _hands_itself_on(method: ast.FunctionDef) -> bool:
+    """Whether the module as a whole is an argument: to code that may do anything with what is inside."""
+    calls = [n for n in ast.walk(method) if isinstance(n, ast.Call)]
+    given = [a for c in calls if not _looks_only(c) for a in (*c.args, *(k.value for k in c.keywords))]
+    return any(isinstance(a, ast.Name) and a.id == _itself(method) for a in given)
+
+
+def _looks_only(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id in ("super", "isinstance", "hasattr", "type")
 
 
 def _names_inside(child: nn.Module, named: set[str]) -> bool:
