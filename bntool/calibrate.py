@@ -15,13 +15,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bntool.copying import copied
 from bntool.errors import UsageError
 from bntool.globs import matches, selected
-from bntool.lazy import give_sizes, has_lazy_parts, is_lazy, stand_ins
+from bntool.graphs.islands import wrapped
+from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, is_lazy, stand_ins
 from bntool.norms.layers import FrozenBatchNorm
 from bntool.norms.submodules import state_kept
 from bntool.pooling import ranks
 from bntool.pooling.batches import Call, calls, device_of
 from bntool.pooling.lockstep import MOST, side_by_side
 from bntool.pooling.memory import free_bytes, with_peak_bytes
+from bntool.pooling.own_forward import normalise_others
 from bntool.pooling.rounds import Book, Norms, Outcome, Settled, Trails, one_pass_each
 from bntool.pooling.route import Route, traced
 from bntool.pooling.update_bn import updated
@@ -112,11 +114,15 @@ def calibrate_(
             f"unknown method {method!r}", where="calibrate", next="Use auto, lockstep or passes."
         )
     model = getattr(model, "_orig_mod", model)
+    insist_on_data(model)
     work = list(calls(model, data, inputs=inputs))
     _refuse_no_data(work, model)
     if has_lazy_parts(model):
         give_sizes(model, work[0])
     norms, skipped = targets(model, tuple(include), tuple(exclude))
+    for name in normalise_others(model, norms, work[0]):
+        del norms[name]
+        skipped[name] = "its own forward normalises something else than it is given"
     if not norms:
         raise UsageError("no norm to calibrate", where="calibrate", next=_why(skipped))
     others = updated(model, work, list(norms)) if compare else {}
@@ -198,7 +204,7 @@ def _left_alone(
         return "excluded" if matches(name, exclude) else "not included"
     if include:
         return ""
-    if model.training and not module.training:
+    if model.get_submodule(wrapped(model)).training and not module.training:
         return "frozen: in eval mode inside a model in train mode"
     if trained and module.weight is not None and not module.weight.requires_grad:
         return "frozen: its weight does not require a gradient while the model trains"

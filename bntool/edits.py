@@ -137,7 +137,8 @@ def _replace(model: nn.Module, edit: Edit) -> None:
     new = _in_place_of(old, model, edit)
     if edit.get("keeps"):
         new = NormAct(new, *(old.get_submodule(part) for part in ("drop", "act")))
-    exchange(model, {id(old): new})
+    if not becomes(old, new):
+        exchange(model, {id(old): new})
 
 
 def _in_place_of(old: nn.Module, model: nn.Module, edit: Edit) -> nn.Module:
@@ -181,17 +182,16 @@ def nothing_of(norm: nn.Module) -> nn.Identity:
     return left
 
 
-def becomes_identity(norm: nn.Module) -> bool:
-    """A norm itself does nothing any more, wherever it is held: in an object, a partial, a named tuple.
+def becomes(old: nn.Module, new: nn.Module) -> bool:
+    """A module itself is another one from now on, wherever it is held: in an object, a partial, a tuple.
 
-    Returns: whether it does; one of a class with slots cannot.
+    Returns: whether it is; one of a class with slots cannot be.
     """
-    left = nothing_of(norm)
     try:
-        norm.__class__ = nn.Identity
+        old.__class__ = type(new)
     except TypeError:
         return False
-    norm.__dict__ = left.__dict__
+    old.__dict__ = new.__dict__
     return True
 
 
@@ -225,7 +225,7 @@ def _drop_norm(model: nn.Module, edit: Edit) -> None:
     old = model.get_submodule(edit["path"])
     parts = [old.get_submodule(name) for name in edit["keeps"]]
     left = nothing_of(old) if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-    if parts or not becomes_identity(old):
+    if parts or not becomes(old, left):
         exchange(model, {id(old): left})
 
 

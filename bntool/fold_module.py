@@ -11,7 +11,7 @@ from torch import nn
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
-from bntool.edits import becomes_identity, exchange, nothing_of
+from bntool.edits import becomes, exchange, nothing_of
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
@@ -95,7 +95,7 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
     for rewrite, old in present:
         arithmetic.overwrite(rewrite, old)
     for norm in norms:
-        becomes_identity(norm)
+        becomes(norm, nothing_of(norm))
     _finish(model, plan, biases)
 
 

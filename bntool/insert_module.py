@@ -17,7 +17,7 @@ from bntool.copying import copied
 from bntool.edits import plan_of
 from bntool.errors import UsageError, VerificationError
 from bntool.globs import matches
-from bntool.lazy import has_lazy_parts, stand_ins
+from bntool.lazy import has_lazy_parts, insist_on_data, stand_ins
 from bntool.norms.kinds import KINDS, choose, described
 from bntool.norms.moments import Moments
 from bntool.norms.submodules import names_of, state_kept
@@ -58,6 +58,7 @@ def insert_module(
     Raises: UsageError, RunError, VerificationError.
     """
     check(question, options)
+    insist_on_data(model)
     fresh = copied(model, stand_ins(model))
     example = example_call(fresh, example_inputs)
     work, source = _work(fresh, example, data, inputs)

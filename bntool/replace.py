@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from bntool.copying import copied
 from bntool.edits import apply, plan_of
 from bntool.errors import UsageError
 from bntool.globs import matches, selected
+from bntool.graphs.fx_baked import has_own_forward
 from bntool.lazy import is_lazy, stand_ins
 from bntool.norms.kinds import KINDS, Setting, Spec, described
 from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
@@ -158,7 +160,7 @@ def _keep(name: str, module: nn.Module, to: str, include: tuple[str, ...], exclu
     if to == "frozen" and not isinstance(module.running_mean, Tensor):
         return "it keeps no running statistics that could be frozen"
     known = type(module) in OWN_CLASSES or is_foreign_frozen(module) or _has_act(module)
-    if not known and to != "none":
+    if has_own_forward(module) or (not known and to != "none"):
         return f"{type(module).__name__} has a forward of its own, which would be lost"
     return ""
 
@@ -227,6 +229,7 @@ def _rank(norm: nn.Module) -> int:
 
 def _put(model: nn.Module, name: str, norm: nn.Module, spec: Spec) -> None:
     keeps = {"keeps": True} if _besides(norm) else {}
+    norm = copy.copy(norm)  # which becomes the new one itself
     apply(model, {"op": "replace", "path": name, "module": spec, **keeps})
     new = model.get_submodule(name)
     _carry(norm, new.inner if isinstance(new, NormAct) else new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 import bntool
 from bntool.edits import plan_of
+from bntool.errors import UsageError
 from tests.norms.nets import Two, randomized
 
 FORMS = pytest.mark.parametrize("form", ["module", "graph"])
@@ -336,3 +338,93 @@ def test_a_copy_of_a_parametrized_layer_with_a_norm_has_the_norm() -> None:
 def test_calibrate_takes_outputs_of_any_class(method: str) -> None:
     model = bntool.insert(built(Masked), images(), init="fresh").model
     assert len(bntool.calibrate(model, [images()], method=method).report.calibrated) == 2
+
+
+# --- norms that are not what their class says
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [3 * torch.randn(n, 4, 4, generator=generator) + 1 for n in (5, 2)]
+
+
+class Transposed(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Flattened(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).reshape_as(x)
+
+
+class InFloat64(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double()).to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", [Transposed, Flattened])
+def test_calibrate_takes_no_statistics_of_what_a_norm_does_not_normalise(kind: type[nn.BatchNorm1d]) -> None:
+    model = randomized(nn.Sequential(nn.Linear(4, 4), kind(4), nn.Flatten(), nn.BatchNorm1d(16)))
+    before = copy.deepcopy(model.state_dict())
+    result = bntool.calibrate(model, batches())
+    assert "normalises something else" in result.report.skipped["1"]
+    assert [entry.name for entry in result.report.calibrated] == ["3"]
+    assert torch.equal(result.model[1].running_mean, before["1.running_mean"])
+    assert not result.model[1]._forward_pre_hooks
+
+
+def test_calibrate_takes_a_norm_that_only_casts() -> None:
+    model = randomized(nn.Sequential(nn.Linear(4, 4), InFloat64(4).double())).train()
+    calibrated = bntool.calibrate(model, batches()).model
+    rows = torch.cat([model[0](x) for x in batches()]).transpose(0, 1).flatten(1).double()
+    assert torch.allclose(calibrated[1].running_mean, rows.mean(1))
+    assert calibrated[1].training
+
+
+def test_calibrate_asks_the_wrapped_model_for_its_mode() -> None:
+    inner = randomized(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))).eval()
+    result = bntool.calibrate(nn.DataParallel(inner), batches())
+    assert [entry.name for entry in result.report.calibrated] == ["module.1"]
+
+
+def test_replace_reaches_a_norm_wherever_it_is_held() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.held = SimpleNamespace(norm=self.norm)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.held.norm(self.conv(x))  # type: ignore[no-any-return]
+
+    model, x = built(Holder), images()
+    there = bntool.replace(model, "group", example_inputs=x)
+    assert type(there.model.held.norm) is nn.GroupNorm
+    assert torch.equal(there.model.norm.weight, model.norm.weight)
+    assert there.report.eval.max_abs_error > 0
+    assert type(model.held.norm) is nn.BatchNorm2d
+    back = bntool.fold(model, x, verify=False).model
+    filled = bntool.unfold(back, x).model
+    assert type(filled.held.norm) is nn.BatchNorm2d
+    assert torch.allclose(filled(x), model(x), atol=1e-5)
+
+
+def test_replace_keeps_a_norm_that_was_given_another_forward() -> None:
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model[1].forward = MethodType(lambda self, x: x * self.weight[0], model[1])
+    result = bntool.replace(model.eval(), "frozen", example_inputs=images())
+    assert "forward of its own" in result.report.kept["1"]
+    assert result.report.eval.max_abs_error == 0
+
+
+@pytest.mark.parametrize("verb", ["insert", "calibrate"])
+def test_tensors_without_data_are_named(verb: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    model[3].to("meta")
+    calls = {
+        "insert": lambda: bntool.insert(model, images()),
+        "calibrate": lambda: bntool.calibrate(model, [images()]),
+    }
+    with pytest.raises(UsageError, match=r"3\.weight: it is on the meta device"):
+        calls[verb]()
