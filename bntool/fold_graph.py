@@ -18,7 +18,7 @@ from bntool.merging import merge_branches
 from bntool.padding import move_padding
 from bntool.pooling.batches import Call
 from bntool.report.merges import Merged
-from bntool.tracing import carry_hooks
+from bntool.tracing import DROPOUTS, carry_hooks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -115,7 +115,14 @@ def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str],
     if isinstance(form.model, fx.GraphModule):
         share_equal(form.model, list(form.shared))
         tie_equal(form.model, form.tied)
+        form = replace(form, notes=(*form.notes, *_of_eval_mode(form.model)))
     return form
+
+
+def _of_eval_mode(module: fx.GraphModule) -> list[str]:
+    """A note on dropouts that the graph has as they are in eval mode, so that `.train()` switches none on."""
+    off = [n for n in module.graph.nodes if n.target in DROPOUTS and n.kwargs.get("training") is False]
+    return ["the graph is that of eval mode: its dropouts stay off in train mode"] if off else []
 
 
 def _drop_identities(module: fx.GraphModule) -> None:

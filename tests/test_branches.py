@@ -214,6 +214,14 @@ def test_the_new_layer_keeps_dtype_and_gradient_flag() -> None:
     assert not any(p.requires_grad for p in result.parameters())
 
 
+def test_the_new_layer_keeps_the_memory_format() -> None:
+    block = copy.deepcopy(ONE_LAYER["plain residual"]).eval().to(memory_format=torch.channels_last)
+    result, _ = merge_branches(block, ((image(),), {}))
+    weights = [p for p in result.parameters() if p.ndim == 4]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
 def branch(kind: str, groups: int, taps: int) -> tuple[nn.Module, bool]:
     layers: dict[str, nn.Module] = {
         "conv": conv(taps, groups=groups),

@@ -82,6 +82,14 @@ def test_folded_norms_leave_no_trace_in_the_graph() -> None:
     assert len(report.folded) == report.found == 9
 
 
+def test_it_is_said_that_a_graph_keeps_its_dropouts_off() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)]
+    _, report = folded(nn.Sequential(*layers), torch.randn(2, 3, 8, 8))
+    assert any("dropouts stay off" in note for note in report.notes)
+    _, report = folded(nn.Sequential(*layers[:2]), torch.randn(2, 3, 8, 8))
+    assert report.notes == []
+
+
 def test_a_shared_layer_keeps_its_norms_unless_split() -> None:
     x = torch.randn(2, 3, 8, 8)
     model, report = folded(Heads(), x)

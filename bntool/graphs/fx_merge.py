@@ -21,6 +21,7 @@ SIZE_FUNCTIONS = (
     len,
     *(getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem")),
 )
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONVS: tuple[Any, ...] = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -93,6 +94,9 @@ def layer(kernel: Kernel, like: torch.Tensor) -> nn.Module:
         new.get_parameter("weight").copy_(torch.from_numpy(kernel.weight).reshape(shape))
         if bias:
             new.get_parameter("bias").copy_(torch.from_numpy(kernel.bias))
+        order = CHANNELS_LAST.get(like.ndim)
+        if order is not None and like.is_contiguous(memory_format=order) and not like.is_contiguous():
+            new.get_parameter("weight").data = new.get_parameter("weight").contiguous(memory_format=order)
     return new.requires_grad_(like.requires_grad).eval()
 
 
