@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bntool.copying import copied
 from bntool.errors import UsageError
-from bntool.globs import matches, selected
+from bntool.globs import listed, matches, selected
 from bntool.graphs.islands import wrapped
 from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, is_lazy, stand_ins
 from bntool.norms.layers import FrozenBatchNorm
@@ -119,7 +119,7 @@ def calibrate_(
     _refuse_no_data(work, model)
     if has_lazy_parts(model):
         give_sizes(model, work[0])
-    norms, skipped = targets(model, tuple(include), tuple(exclude))
+    norms, skipped = targets(model, listed(include), listed(exclude))
     for name in normalise_others(model, norms, work[0]):
         del norms[name]
         skipped[name] = "its own forward normalises something else than it is given"

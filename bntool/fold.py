@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bntool.blame import Refold, checked
 from bntool.errors import UsageError
+from bntool.globs import listed
 from bntool.progress import Progress, silent
 from bntool.report.folds import ADVICE, report_of
 from bntool.report.merges import norms_of, with_merged
@@ -49,6 +50,7 @@ def fold(
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
     model = load(str(model)) if isinstance(model, str | Path) else model
+    keep = listed(keep)
     if pad_values and kind_of(model) != "module":
         advice = "Fold the module it was exported from with form='graph', then export that."
         raise UsageError("exported files keep their padding", where="pad_values", next=advice)
@@ -88,8 +90,8 @@ def fold(
     check = _Check(verify, tolerance)
     if form == "graph":
         options = {"merge": merge, "split": split, "pad_values": pad_values}
-        return _fold_graph(model, example_inputs, tuple(keep), options, check, progress)
-    return _fold_module(model, example_inputs, tuple(keep), check, progress)
+        return _fold_graph(model, example_inputs, keep, options, check, progress)
+    return _fold_module(model, example_inputs, keep, check, progress)
 
 
 def _fold_graph(
@@ -170,7 +172,7 @@ def fold_(
 
     model, example_inputs = given_module(model, example_inputs, "fold_")
     progress("fold", 0, 1)
-    job = Job(model, call_arguments(example_inputs), tuple(keep), in_place=True)
+    job = Job(model, call_arguments(example_inputs), listed(keep), in_place=True)
     with collector_paused():
         job.run()
         report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=False)

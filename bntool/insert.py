@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bntool.errors import UsageError
+from bntool.globs import listed
 from bntool.progress import Progress, silent
 from bntool.result import Result
 from bntool.sources.kinds import kind_of
@@ -69,8 +70,8 @@ def insert(
             example_inputs,
             data=data,
             layers=layers,
-            include=tuple(include),
-            exclude=tuple(exclude),
+            include=listed(include),
+            exclude=listed(exclude),
             batch_size=batch_size,
             setting=Setting(eps, momentum, bias == "keep"),
             dry_run=dry_run,
@@ -88,7 +89,7 @@ def insert(
         model,
         example_inputs,
         data=data,
-        question=Question(where, layers, tuple(include), tuple(exclude), slots),
+        question=Question(where, layers, listed(include), listed(exclude), slots),
         options=Options(norm, init, form, bias, groups, virtual_batch_size, eps, momentum, gated),
         batch_size=batch_size,
         inputs=inputs,

@@ -57,7 +57,7 @@ def insert_module(
 
     Raises: UsageError, RunError, VerificationError.
     """
-    check(question, options)
+    check(question, options, batch_size)
     insist_on_data(model)
     fresh = copied(model, stand_ins(model))
     example = example_call(fresh, example_inputs)
@@ -165,7 +165,7 @@ def _work(
         random = f"{len(made) - 1} random batches like them"
         return made, f"the example inputs and {random}: give data for real statistics"
     given = len(example.args) if inputs is None and example.args else inputs
-    work = list(calls(model, data, inputs=given))
+    work = [call for call in calls(model, data, inputs=given) if call.size]
     if not work:
         raise UsageError("the data is empty", where="insert", next="Give at least one batch.")
     return work, "the given data"

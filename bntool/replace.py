@@ -15,7 +15,7 @@ from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import apply, plan_of
 from bntool.errors import UsageError
-from bntool.globs import matches, selected
+from bntool.globs import listed, matches, selected
 from bntool.graphs.fx_baked import has_own_forward
 from bntool.lazy import is_lazy, stand_ins
 from bntool.norms.kinds import KINDS, Setting, Spec, described
@@ -23,6 +23,7 @@ from bntool.norms.layers import BatchRenorm, FrozenBatchNorm, GhostBatchNorm
 from bntool.norms.stand_in import NormAct
 from bntool.norms.submodules import state_kept
 from bntool.placing import proof
+from bntool.placing.options import check_numbers
 from bntool.placing.seen import Seen, watch
 from bntool.pooling.batches import example_call
 from bntool.progress import Progress, silent
@@ -91,9 +92,10 @@ def replace(
     if to not in (*KINDS, "none"):
         known = ", ".join((*KINDS, "none"))
         raise UsageError(f"unknown norm {to!r}", where="replace", next=f"Use one of {known}.")
+    check_numbers(groups=groups, virtual_batch_size=virtual_batch_size)
     fresh = copied(model, stand_ins(model))
     seen = _run(fresh, example_inputs)
-    wanted, kept = _wanted(fresh, to, tuple(include), tuple(exclude))
+    wanted, kept = _wanted(fresh, to, listed(include), listed(exclude))
     specs = {name: _spec(name, norm, to, seen, groups, virtual_batch_size) for name, norm in wanted.items()}
     entries = []
     for done, (name, norm) in enumerate(wanted.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any
 
 from bntool.errors import UsageError
@@ -78,8 +79,8 @@ class InsertReport:
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "keys_back": self.keys_back}
 
 
-def check(question: Question, options: Options) -> None:
-    """Raises: UsageError on a word that is not known."""
+def check(question: Question, options: Options, batch_size: int | None) -> None:
+    """Raises: UsageError on a word that is not known, and on a number that no norm can have."""
     allowed: dict[str, tuple[str | None, tuple[str | None, ...]]] = {
         "norm": (options.norm, (*KINDS, "auto")),
         "where": (question.where, WHERE),
@@ -92,3 +93,29 @@ def check(question: Question, options: Options) -> None:
         if value not in choices:
             known = ", ".join(str(c) for c in choices if c)
             raise UsageError(f"unknown {name} {value!r}", where="insert", next=f"Use one of {known}.")
+    check_numbers(
+        eps=options.eps,
+        momentum=options.momentum,
+        groups=options.groups,
+        virtual_batch_size=options.virtual_batch_size,
+        batch_size=batch_size,
+    )
+
+
+#: the smallest and the largest that each may be
+NUMBERS: dict[str, tuple[int, float]] = {
+    "eps": (0, inf),
+    "momentum": (0, 1),
+    "groups": (1, inf),
+    "virtual_batch_size": (1, inf),
+    "batch_size": (1, inf),
+}
+
+
+def check_numbers(**given: float | None) -> None:
+    """Raises: UsageError on one that is out of bounds; None is left to whoever uses it."""
+    for name, value in given.items():
+        low, high = NUMBERS[name]
+        if value is not None and not low <= value <= high:
+            bounds = f"from {low} to {high}" if high < inf else f"{low} or more"
+            raise UsageError(f"no norm can have it: {value}", where=name, next=f"Give {bounds}.")

@@ -113,9 +113,15 @@ def as_call(model: nn.Module, batch: Any, inputs: int, device: torch.device, ind
 
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
-    """Example inputs as a call: a tuple is all arguments, a dict all keywords, a tensor the one argument."""
+    """Example inputs as a call: a tuple is all arguments, a dict all keywords, a tensor the one argument.
+
+    Raises: UsageError for an empty batch.
+    """
     device = device_of(model)
-    return Call(*sources_inputs.as_call(example_inputs)).changed(lambda tensor: tensor.to(device))
+    call = Call(*sources_inputs.as_call(example_inputs)).changed(lambda tensor: tensor.to(device))
+    if not call.size:
+        raise UsageError("the inputs are empty", next="Give at least one item.")
+    return call
 
 
 def required_inputs(model: nn.Module) -> int:

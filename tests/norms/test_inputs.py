@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 import bntool
 from bntool.errors import LoadError, RunError, UsageError
 from bntool.health import health
+from bntool.norms.stand_in import Normed
 from tests.norms.nets import randomized
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,3 +199,33 @@ def test_a_graph_given_wrong_inputs_is_one_message(verb: str, capsys: pytest.Cap
     with pytest.raises(RunError, match="the model raised RuntimeError: The size of tensor a"):
         GIVEN_WRONG[verb](graph, (images(), torch.ones(6, 1, 2, 2)))
     assert not capsys.readouterr().err
+
+
+def test_one_glob_is_one_glob_and_not_its_letters() -> None:
+    plain = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3), relu=nn.ReLU(), head=nn.Conv2d(4, 2, 1)))
+    x = torch.randn(4, 3, 6, 6)
+    normed = bntool.insert(plain, x, include="st*").model
+    assert isinstance(normed.stem, Normed)
+    assert bntool.fold(normed, x, keep="stem.*").report.folded == []
+    assert bntool.fold_(copy.deepcopy(normed), x, keep="stem.*").report.folded == []
+    assert bntool.calibrate(normed, [x], include="stem.norm").report.calibrated
+    assert bntool.replace(normed, "group", exclude="stem.norm").report.replaced == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("eps", -1.0), ("momentum", 2.0), ("groups", 0), ("virtual_batch_size", 0), ("batch_size", 0)],
+)
+def test_numbers_that_no_norm_can_have_are_named(option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{option}: no norm can have it: {value}"):
+        bntool.insert(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(4, 3, 6, 6), **{option: value}
+        )
+
+
+def test_an_empty_batch_is_none() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(4, 3, 6, 6)
+    assert bntool.insert(model, x, data=[x[:0], x, x[:0]]).report.samples == 4
+    for verb in (bntool.insert, bntool.inspect, bntool.unfold):
+        with pytest.raises(UsageError, match="the inputs are empty"):
+            verb(model, x[:0])
