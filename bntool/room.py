@@ -7,6 +7,7 @@ longer than computing them. Another thread can touch the pages meanwhile.
 from __future__ import annotations
 
 import threading
+from itertools import accumulate
 from mmap import PAGESIZE
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 #: bytes below which a tensor is not worth the trouble
 LARGE = 64 << 10
+#: bytes whose pages can be touched while a plan is made; what writes the rest touches it with all its threads
+MOST = 256 << 20
 
 
 class Room:
@@ -52,6 +55,8 @@ def _touch(pages: list[Tensor], inference: bool) -> None:
 
 
 def large_parameters(model: nn.Module) -> list[Tensor]:
-    """Those that are worth the trouble."""
+    """Those that are worth the trouble, as many as there is time for."""
     plain = [p for p in model.parameters() if type(p) is nn.Parameter and p.is_cpu]
-    return [p for p in plain if p.layout == torch.strided and p.is_contiguous() and p.nbytes >= LARGE]
+    large = [p for p in plain if p.layout == torch.strided and p.is_contiguous() and p.nbytes >= LARGE]
+    upto = accumulate(p.nbytes for p in large)
+    return [p for p, size in zip(large, upto, strict=True) if size <= MOST]

@@ -13,7 +13,7 @@ from bntool.algebra.affine import Array, Blocked
 from bntool.rewriting import Rewrite
 from bntool.room import Room
 
-#: elements worked on at a time, so that their float64 copy stays in the processor's cache
+#: elements that each thread works on at a time, so that their float64 copy stays in its cache
 PIECE = 1 << 18
 
 
@@ -61,7 +61,7 @@ class Arithmetic:
         """`new = old * scale + shift` in float64; whether all of it is finite. `new` may be `old`."""
         if old.ndim == 0:
             old, new = old.reshape(1), new.reshape(1)
-        rows = max(1, PIECE // max(1, old[0].numel())) if old.shape[0] else 1
+        rows = max(1, _piece() // max(1, old[0].numel())) if old.shape[0] else 1
         space, fine = self._space_like(old[:rows]), True
         count = max(1, -(-old.shape[0] // rows))
         pieces = (_split(values, rows, count) for values in (old, new, scale, shift))
@@ -80,8 +80,12 @@ class Arithmetic:
         if not (piece.is_cpu and piece.is_contiguous()):
             return torch.empty_like(piece, dtype=torch.float64)
         if self._space.numel() < piece.numel():
-            self._space = torch.empty(max(PIECE, piece.numel()), dtype=torch.float64)
+            self._space = torch.empty(max(_piece(), piece.numel()), dtype=torch.float64)
         return self._space[: piece.numel()].view(piece.shape)
+
+
+def _piece() -> int:
+    return PIECE * torch.get_num_threads()
 
 
 def finite(values: torch.Tensor) -> bool:

@@ -242,16 +242,18 @@ def bench(*arguments: str) -> tuple[int, Any, str]:
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
-@pytest.mark.parametrize(
-    "options", [[], ["--flush-l2"], ["--mode", "train"], ["--dtype", "bfloat16"]], ids=str
-)
-def test_a_planted_slowdown_fails_and_the_same_does_not(options: list[str]) -> None:
-    code, found, message = bench(f"{NETS}:net", f"{NETS}:net(times=20)", "--budget", "3s", *options)
+@pytest.mark.parametrize("options", ["", "--flush-l2", "--mode train", "--dtype bfloat16"])
+def test_a_planted_slowdown_is_found(options: str) -> None:
+    code, found, message = bench(f"{NETS}:net", f"{NETS}:net(times=20)", *options.split())
     assert code == 1, message
     assert found["comparisons"][0]["verdict"] == "slower"
-    code, found, message = bench(f"{NETS}:net", f"{NETS}:net", "--budget", "3s", *options)
+
+
+@pytest.mark.parametrize("options", ["", "--flush-l2"])
+def test_the_same_twice_does_not_fail(options: str) -> None:
+    code, found, message = bench(f"{NETS}:net", f"{NETS}:net", *options.split())
     assert code == 0, message
-    print(found["comparisons"][0]["ratio"], found["comparisons"][0]["verdict"])
+    assert found["comparisons"][0]["verdict"] in ("same", "inconclusive")
 
 
 @pytest.mark.parametrize("way", ["@eager(graph=True)", "@compile", "@aoti"])

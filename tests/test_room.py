@@ -58,6 +58,12 @@ def test_only_plain_large_parameters_count() -> None:
     assert [id(p) for p in large_parameters(model)] == [id(model.wide)]
 
 
+def test_no_more_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.Sequential(*[nn.Linear(200, 200, bias=False) for _ in range(4)])
+    monkeypatch.setattr("bntool.room.MOST", 2 * 200 * 200 * 4)
+    assert [id(p) for p in large_parameters(layers)] == [id(layers[0].weight), id(layers[1].weight)]
+
+
 def test_a_large_model_folds_and_nothing_is_shared_with_the_original() -> None:
     model = nn.Sequential(
         nn.Conv2d(8, 256, 3), nn.BatchNorm2d(256), nn.Conv2d(256, 64, 3), nn.BatchNorm2d(64)
