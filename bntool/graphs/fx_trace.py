@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooked
 
 from bntool.graphs.fx_baked import computed_by_hook
 from bntool.graphs.fx_frozen import is_frozen_norm
@@ -324,9 +324,18 @@ def asked(node: fx.Node) -> Any:
     return (node.target, node.args) if plain and node.op == "call_function" else node
 
 
+#: hooks on all modules of the process
+EVERYWHERE = (
+    hooked._global_forward_hooks,
+    hooked._global_forward_pre_hooks,
+    hooked._global_backward_hooks,
+    hooked._global_backward_pre_hooks,
+)
+
+
 def has_hooks(m: nn.Module) -> bool:
     """Whether somebody else's code runs when the module is called; a norm of its weight is not that."""
-    if _has_any_global_hook() or m._forward_hooks or m._backward_hooks or m._backward_pre_hooks:
+    if any(EVERYWHERE) or m._forward_hooks or m._backward_hooks or m._backward_pre_hooks:
         return True
     return bool(m._forward_pre_hooks) and len(m._forward_pre_hooks) > len(computed_by_hook(m))
 
