@@ -124,6 +124,7 @@ def _fold_graph(
 def _fold_module(
     model: nn.Module, example_inputs: Any, keep: tuple[str, ...], check: _Check, progress: Progress
 ) -> Result[Any, FoldReport]:
+    from bntool.edits import plan_of
     from bntool.fold_job import Job, collector_paused
 
     progress("fold", 0, 2)
@@ -131,6 +132,7 @@ def _fold_module(
     with collector_paused():
         folded = job.run()
         report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=check.wanted)
+        report = replace(report, plan=plan_of(folded))
     progress("fold", 1, 2)
     if job.plan.steps:
 
@@ -168,6 +170,7 @@ def fold_(
 
     Takes little more memory than the largest weights that change. Raises: UsageError for what is no module.
     """
+    from bntool.edits import plan_of
     from bntool.fold_job import Job, collector_paused
 
     model, example_inputs = given_module(model, example_inputs, "fold_")
@@ -176,6 +179,7 @@ def fold_(
     with collector_paused():
         job.run()
         report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=False)
+        report = replace(report, plan=plan_of(model))
     progress("fold", 1, 1)
     return Result(model, report)
 

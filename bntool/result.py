@@ -77,6 +77,8 @@ class FoldReport:
     notes: list[str] = field(default_factory=list)
     """What a reader should know of the analysis: parts that were opaque, sizes that were not known."""
     merged: list[MergedLayer] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Redoes the fold of a module: `bntool.apply_plan(Net(), plan)`. A graph or a file has none."""
 
     def to_dict(self) -> dict[str, Any]:
         checked = self.verification.to_dict() if self.verification is not None else None
@@ -88,4 +90,5 @@ class FoldReport:
             "merged": [asdict(layer) for layer in self.merged],
             "verification": checked,
             "notes": list(self.notes),
+            "plan": self.plan,
         }

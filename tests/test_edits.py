@@ -12,6 +12,8 @@ from torch import nn
 
 from bntool.edits import apply, apply_plan, plan_of, recorded
 from bntool.errors import LoadError
+from bntool.fold import fold, fold_
+from tests.random_norms import randomise_norms
 
 NORM = {"type": "torch.nn.BatchNorm2d", "args": {"num_features": 4, "eps": 0.01}}
 
@@ -52,6 +54,18 @@ def test_edits_that_a_model_has_already_are_not_made_again() -> None:
     for model in (half, edited):
         assert repr(apply_plan(model, plan)) == repr(edited)
         assert recorded(model) == EDITS
+
+
+def test_the_report_of_a_fold_has_its_plan() -> None:
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    model = randomise_norms(net(), [x])
+    result = fold(model, x)
+    plan = json.loads(json.dumps(result.report.to_dict()))["plan"]
+    fresh = apply_plan(net(), plan)
+    fresh.load_state_dict(result.model.state_dict(), strict=True)
+    torch.testing.assert_close(fresh(x), model(x))
+    assert fold_(model, x).report.plan == plan
+    assert fold(net(), x, form="graph").report.plan == {}
 
 
 def test_copies_keep_the_record_and_do_not_share_it() -> None:
