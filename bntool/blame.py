@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
-from bntool.errors import VerificationError
+from bntool.errors import RunError, VerificationError
 
 if TYPE_CHECKING:  # an ONNX model is folded without importing torch
     from bntool.verify import Verification
@@ -36,11 +37,14 @@ def first_wrong(names: Sequence[str], right: Callable[[tuple[str, ...]], bool]) 
 def complaint_about(found: Verification, name: str, where: str) -> VerificationError:
     """What to raise when `name` is to blame, or none of the norms that fold in `where`."""
     if name:
-        advice = f"Nothing was written. Leave it with --keep {name} (keep=[{name!r}])."
-        return VerificationError(found.complaint(), where=name, next=advice)
+        return VerificationError(found.complaint(), where=name, next=advice_to_keep(name))
     what = f"{found.complaint()}; so it is with every norm kept: does it depend on more than its inputs?"
     advice = "Nothing was written. Make the model give the same twice, or pass --no-verify (verify=False)."
     return VerificationError(what, where=where, next=advice)
+
+
+def advice_to_keep(name: str) -> str:
+    return f"Nothing was written. Leave it with --keep {name} (keep=[{name!r}])."
 
 
 def checked(
@@ -59,7 +63,19 @@ def checked(
     """
     from bntool.verify import verify
 
-    found = verify(model, folded, inputs, tolerance=tolerance)
+    def runs(kept: tuple[str, ...]) -> bool:
+        with suppress(RunError):
+            verify(model, refold(kept), inputs, tolerance=tolerance)
+            return True
+        return False
+
+    try:
+        found = verify(model, folded, inputs, tolerance=tolerance)
+    except RunError as problem:
+        if not (name := first_wrong(names, runs)):  # with every norm kept it raises too
+            raise
+        what = f"without it {problem.what}"
+        raise VerificationError(what, where=name, next=advice_to_keep(name)) from problem
     if found.ok:
         return found
     allowed = found.tolerance

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import bntool
 from bntool import rewriting
 from bntool.blame import first_wrong
-from bntool.errors import VerificationError
+from bntool.errors import RunError, VerificationError
 from tests.folding import ConvNorm, prepared
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -144,3 +144,26 @@ def test_of_two_norms_only_the_one_that_overflows_stays(form: str, heavy: str) -
     assert [e.name for e in report.folded] == ["0"]
     assert [e.name for e in report.kept] == ["2"]
     assert "would leave the range of float16" in report.kept[0].reason
+
+
+def test_a_norm_without_which_the_model_raises_is_named() -> None:
+    class Scaling(nn.BatchNorm2d):
+        def factor(self) -> float:
+            return 2.0
+
+    class Asking(ConvNorm):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = Scaling(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.conv(x)) * self.norm.factor())  # type: ignore[no-any-return]
+
+    model = prepared(Asking(), X.double())
+    with pytest.raises(
+        VerificationError, match=r"norm: without it the model raised AttributeError.*keep=\['norm'\]"
+    ):
+        bntool.fold(model, X.double())
+    assert bntool.fold(model, X.double(), keep="norm").report.verification.ok
+    with pytest.raises(RunError):
+        bntool.fold(model, X[:, :1].double())
