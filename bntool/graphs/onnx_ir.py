@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from bntool.algebra.affine import Blocked
 from bntool.algebra.rules import DATA_SIZES
+from bntool.errors import LoadError
 from bntool.graphs.base import Index, Node, Shape, connect
 from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overridable_inputs, spelled_out
 from bntool.graphs.onnx_kinds import KINDS
@@ -35,6 +36,8 @@ from bntool.graphs.onnx_tensors import Store, dtype_name
 
 OVERRIDABLE = "is an input of the model, which a caller may set"
 SPARSE = "is a sparse tensor"
+UNSORTED = "it reads a value before the node that makes it, so it is no valid ONNX model"
+SORT = "Put its nodes in order: onnx_ir.load(file), graph.sort(), onnx_ir.save."
 #: elements of an index array beyond which a layout is not followed
 INDEX_LIMIT = 1 << 27
 
@@ -144,6 +147,7 @@ class _Scope:
         self.unknown.update((t.values.name, SPARSE) for t in proto.sparse_initializer)
         self.values: dict[str, Node] = {}
         self.reads = reads(proto)
+        self.made = {name for node in proto.node for name in node.output}
 
     def read(self) -> None:
         for value in self.proto.input:
@@ -179,6 +183,8 @@ class _Scope:
             return
         for name in (*proto.input, *captured(proto)):
             if name and name not in self.values and name not in self.consts:
+                if name in self.made:
+                    raise LoadError(UNSORTED, where=f"node {proto.name or made_by(proto)}", next=SORT)
                 self._add_input(name)  # captured from an outer scope, or what the caller may override
         known = (self.types, self.scope, self.consts, self.values, self.reads)
         op = Op(proto, self.opset, *known, self.prefix, self.unknown)

@@ -49,7 +49,7 @@ class Store:
         if is_pending(tensor):
             return self.pending[tensor.name]()
         if not is_external(tensor):
-            return numpy_helper.to_array(tensor)
+            return self._inline(tensor)
         span = self.span(tensor)
         with open(span.path, "rb") as file:
             file.seek(span.offset)
@@ -59,6 +59,13 @@ class Store:
             raise LoadError(f"the data of {tensor.name} ends early", where=str(span.path), next=advice)
         return np.frombuffer(raw, numpy_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
+    def _inline(self, tensor: TensorProto) -> NDArray[Any]:
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as problem:
+            what = f"the values of {tensor.name} are not those of its shape and type"
+            raise LoadError(what, where=str(self.path or "the model"), next="Export it again.") from problem
+
     def reader(self, tensor: TensorProto) -> Callable[[], NDArray[Any]]:
         """What gives the values later, also when the tensor has gone from the model by then."""
         return self.pending[tensor.name] if is_pending(tensor) else lambda: self.array(tensor)
@@ -67,14 +74,17 @@ class Store:
         """Where the bytes of an external tensor lie. Raises: LoadError, also for a path elsewhere."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         size = byte_size(tensor)
-        length = int(entries.get("length") or size)
+        try:
+            length, offset = int(entries.get("length") or size), int(entries.get("offset") or 0)
+        except ValueError as problem:
+            raise LoadError(
+                f"where the data of {tensor.name} lies is no number", where=str(self.path)
+            ) from problem
         if length != size:
             raise LoadError(
                 f"{tensor.name} says {length} bytes, its shape needs {size}", where=str(self.path)
             )
-        return Span(
-            self._file(entries.get("location", ""), tensor.name), int(entries.get("offset") or 0), length
-        )
+        return Span(self._file(entries.get("location", ""), tensor.name), offset, length)
 
     def _file(self, location: str, name: str) -> Path:
         if self.path is None:

@@ -28,7 +28,7 @@ def read(path: Path) -> Any:
         onnx.checker.check_model(str(path))
         model = onnx_ir.load(path)
     except Exception as problem:
-        said = (" ".join(str(problem).split()) or type(problem).__name__)[:200]
+        said = (" ".join(str(problem).split()) or type(problem).__name__)[:200].rstrip(".")
         raise LoadError(
             f"it is no valid ONNX model: {said}", where=str(path), next="Export it again."
         ) from problem

@@ -89,13 +89,29 @@ def test_external_data_elsewhere_is_not_read(tmp_path: Path) -> None:
     assert not (home / "b.onnx").exists()
 
 
-@pytest.mark.parametrize("part", ["nothing", "text", "half", "short data"])
+def damaged(proto: ModelProto, part: str) -> None:
+    if part == "no number":
+        next(entry for entry in proto.graph.initializer[0].external_data if entry.key == "offset").value = "x"
+    if part == "small tensor":
+        proto.graph.initializer[-1].raw_data = b"less"
+    if part == "order":
+        proto.graph.node.append(proto.graph.node[0])
+        del proto.graph.node[0]
+
+
+@pytest.mark.parametrize(
+    "part", ["nothing", "text", "half", "short data", "no number", "small tensor", "order"]
+)
 def test_a_damaged_file_ends_in_one_message(part: str, tmp_path: Path) -> None:
-    source = saved(two_layers(), tmp_path / "a.onnx", external=part == "short data")
+    source = saved(two_layers(), tmp_path / "a.onnx", external=part in ("short data", "no number"))
     whole = source.read_bytes()
     if part == "short data":
         data = tmp_path / "weights.bin"
         data.write_bytes(data.read_bytes()[:100])
+    elif part in ("no number", "small tensor", "order"):
+        proto = onnx.load(source, load_external_data=False)
+        damaged(proto, part)
+        source.write_bytes(proto.SerializeToString())
     else:
         source.write_bytes(
             {"nothing": b"", "text": b"hello, this is no model", "half": whole[: len(whole) // 2]}[part]
