@@ -28,6 +28,7 @@ Shapes = Mapping[str, Iterable[int]]
 #: a fold changes many last bits; a model that its inputs' last bits move this much less cannot be judged
 AMPLIFIES = 10
 INLINED = "the model's own functions were written out where they are called"
+OTHER_OPSET = "functions that were not looked into, as their opset is not the model's"
 
 
 @dataclass
@@ -49,8 +50,10 @@ class Folding:
 
     def __post_init__(self) -> None:
         if self.model.functions:
-            self.model = inliner.inline_local_functions(self.model)
-            self.notes.append(INLINED)
+            given, self.model = self.model, inliner.inline_local_functions(self.model)
+            left = [function.name for function in self.model.functions]
+            self.notes += [INLINED] if len(left) < len(given.functions) else []
+            self.notes += [f"{OTHER_OPSET}: {', '.join(left)}"] if left else []
         self.model = unshadowed(self.model)
 
     def plan(self) -> Plan:

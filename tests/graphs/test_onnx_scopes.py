@@ -143,14 +143,14 @@ def test_a_name_that_a_branch_uses_before_the_graph_around_it_does_stays_its_own
     both_ways(proto, result.model)
 
 
-def test_functions_are_written_out_and_folded() -> None:
+def with_function(opset: int) -> ModelProto:
     block = helper.make_function(
         "local",
         "Block",
         ["x", "w", "g", "b", "m", "v"],
         ["z"],
         [node("Conv", "x w", "y"), helper.make_node("BatchNormalization", list("ygbmv"), ["z"])],
-        [helper.make_opsetid("", 20)],
+        [helper.make_opsetid("", opset)],
     )
     bn = norm_weights(4)
     call = helper.make_node("Block", ["x", "w", *bn], ["z"], domain="local", name="call")
@@ -168,10 +168,20 @@ def test_functions_are_written_out_and_folded() -> None:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
     proto = helper.make_model(graph, functions=[block], opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(proto)
-    folded, report = by_runtime(proto)
+    return proto
+
+
+def test_functions_are_written_out_and_folded() -> None:
+    folded, report = by_runtime(with_function(opset=20))
     assert len(report.folded) == 1
     assert "functions were written out" in report.notes[0]
     assert count(folded) == 0
+
+
+def test_functions_of_another_opset_are_said_to_stay() -> None:
+    _, report = by_runtime(with_function(opset=18))
+    assert report.found == 0
+    assert report.notes == ["functions that were not looked into, as their opset is not the model's: Block"]
 
 
 def test_foreign_operators_are_opaque_and_named() -> None:
