@@ -80,8 +80,12 @@ def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
             _set_shape(value, input_shape(value, sizes))
     kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
     del bound.graph.value_info[:]
-    for value in bound.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    made = {name for node in bound.graph.node for name in node.output}
+    for place, value in reversed(list(enumerate(bound.graph.output))):
+        if value.name in made:
+            value.type.tensor_type.ClearField("shape")
+        else:  # an input or a tensor that is handed out: what is said of it there counts
+            del bound.graph.output[place]
     try:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except Exception:  # inference is a help, never a condition: unknown sizes only block a fold

@@ -74,6 +74,18 @@ def test_what_nobody_sees_is_no_reader() -> None:
     assert len(proto.graph.node) == 1
 
 
+@pytest.mark.parametrize("other", ["x", "w"])
+def test_inputs_and_tensors_that_are_outputs_too(other: str) -> None:
+    nodes = [node("Conv", "x w", "y"), norm("y", "z")]
+    made = model(nodes, {"x": [N, 3, 4, 4]}, ["z"], {"w": weight(4, 3, 1, 1), **norm_weights(4)})
+    shape = [N, 3, 4, 4] if other == "x" else [4, 3, 1, 1]
+    made.graph.output.append(helper.make_tensor_value_info(other, 11, shape))
+    result = fold_model(made, verify=False)
+    assert len(result.report.folded) == 1
+    kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    assert other == "x" or np.array_equal(kept["w"], weight(4, 3, 1, 1))
+
+
 @pytest.mark.parametrize("outputs", [[], ["", "seen"]])
 def test_a_node_may_leave_outputs_out(outputs: list[str]) -> None:
     """One that has none, such as an assertion, reads what it reads all the same, and stays."""
