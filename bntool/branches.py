@@ -15,8 +15,8 @@ import numpy as np
 
 from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.kernels import Kernel, identity, negated, plus, scaled, then
-from bntool.branch_ops import OWN, Linear, is_sum, operand
-from bntool.graphs.base import Graph, Node, storage
+from bntool.branch_ops import OWN, Linear, constant_operand, is_sum, operand
+from bntool.graphs.base import Graph, Node, never_written, storage
 
 #: ops with a weight; a merge has to save one of them, or add one up with something else
 WEIGHTED = ("conv", "linear")
@@ -167,8 +167,10 @@ class _Finder:
         return self.bases[id(value)]
 
     def _is_linear(self, node: Node) -> bool:
-        """Whether the node, called once and left alone by hooks, may be a linear op on its first input."""
-        known = all(p.writable for p in node.params.values())  # not computed from other parameters
+        """Whether the node, called once and left alone by hooks, may be a linear op of fixed parameters."""
+        constant = constant_operand(node)
+        params = [*node.params.values(), *(constant.params.values() if constant is not None else ())]
+        known = all(p.writable and never_written(self.graph, p) for p in params)  # nor computed from others
         return node.kind in OWN and bool(node.inputs) and known and self.calls.get(node.owner, 1) == 1
 
     def _elements(self, node: Node) -> int:

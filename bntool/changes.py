@@ -9,7 +9,7 @@ import numpy as np
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.moves import Index
-from bntool.graphs.base import Graph, Node
+from bntool.graphs.base import Graph, Node, never_written
 
 
 @dataclass(eq=False)
@@ -56,14 +56,10 @@ class Constants:
         if node.overwrites or node.changed_by or not (node.inputs or node.kind == "parameter"):
             return False
         if node.kind == "parameter":
-            return self._never_written(node)
+            param = node.params["value"]
+            return param.writable and never_written(self.graph, param)
         known = node.kind in ARITHMETIC or node.kind in ("layout", "identity", "scalar")
         return known and all(self._fixed(i) for i in node.inputs)
-
-    def _never_written(self, parameter: Node) -> bool:
-        param = parameter.params["value"]
-        readers = self.graph.readers(param.key)
-        return param.writable and not any(_writes(r) for r in readers)
 
     def _computed(self, node: Node) -> Array | None:
         if node.kind == "parameter":
@@ -88,14 +84,6 @@ class Constants:
             yield node.owner
         for value in node.inputs:
             yield from self.owners(value)
-
-
-def _writes(reader: Node) -> bool:
-    """Whether a node, or whatever reads the memory it gives on, may write to it."""
-    if reader.overwrites or reader.kind == "opaque":
-        return True
-    shares = reader.kind in ("parameter", "layout", "identity")
-    return shares and any(_writes(r) for r, _ in reader.users)
 
 
 def _moved(value: Array, index: Index | Blocked) -> Array | None:

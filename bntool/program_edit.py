@@ -41,7 +41,12 @@ class ProgramEdit:
         for made, old in zip(module.graph.nodes, program.graph.nodes, strict=True):
             made.name = old.name  # copying renames what a builtin is called, and the signature goes by name
         signature = copy.deepcopy(program.graph_signature)
-        return cls(program, module, signature, dict(program.state_dict), dict(program.constants))
+        state, constants = dict(program.state_dict), dict(program.constants)
+        buffers = {spec.target for spec in signature.input_specs if spec.kind == InputKind.BUFFER}
+        own = copy.deepcopy({name: (state | constants)[name] for name in buffers if name})
+        for holder in (state, constants):  # running either program may change its buffers
+            holder.update((name, own[name]) for name in holder.keys() & own.keys())
+        return cls(program, module, signature, state, constants)
 
     @property
     def graph(self) -> fx.Graph:
@@ -76,14 +81,14 @@ class ProgramEdit:
     def _replace(self, rewrite: Rewrite) -> None:
         """A new tensor under the same name, and under every other name of the same tensor."""
         assert rewrite.param is not None
-        old = self.tensor(rewrite.param.name)
+        given = {**self.program.constants, **self.program.state_dict}
+        old = given[rewrite.param.name]
         new = Arithmetic().rewritten(rewrite, old)
         if isinstance(new, Blocked):
             raise OutOfRange(rewrite, new.reason)
+        same = {name for name, other in given.items() if isinstance(other, Tensor) and _is_same(other, old)}
         for holder in (self.state, self.constants):
-            for name, tensor in holder.items():
-                if isinstance(tensor, Tensor) and _is_same(tensor, old):
-                    holder[name] = like(new, tensor)
+            holder.update((name, like(new, given[name])) for name in holder.keys() & same)
 
     def _set_bias(self, rewrite: Rewrite, calls: list[Node]) -> None:
         """Give every call of a layer a new bias, or take one away that has come out all zero."""
@@ -112,9 +117,9 @@ class ProgramEdit:
         with self.graph.inserting_after(before):
             made = self.graph.placeholder(f"{_prefix(before.name)}{name.replace('.', '_')}")
         made.meta = {"val": before.meta["val"].new_empty(tensor.shape, dtype=tensor.dtype)}
-        kind = spec.kind
-        (self.state if kind != InputKind.CONSTANT_TENSOR else self.constants)[name] = tensor
-        made_spec = InputSpec(kind, TensorArgument(name=made.name), name, spec.persistent)
+        kept = spec.kind == InputKind.PARAMETER or bool(spec.persistent)
+        (self.state if kept else self.constants)[name] = tensor
+        made_spec = InputSpec(spec.kind, TensorArgument(name=made.name), name, spec.persistent)
         self.signature.input_specs.insert(place + 1, made_spec)
         return made
 
@@ -204,8 +209,8 @@ def _take_bias_away(own: fx.Node) -> None:
 
 
 def _bias_name(weight: str) -> str:
-    head, _, leaf = weight.rpartition(".")
-    return f"{head}.bias" if leaf == "weight" else f"{weight}_bias"
+    head, dot, leaf = weight.rpartition(".")
+    return f"{head}{dot}bias" if leaf == "weight" else f"{weight}_bias"
 
 
 def _prefix(placeholder: str) -> str:

@@ -76,6 +76,19 @@ class Taller(nn.Module):
         return x * self.gamma
 
 
+class Fading(nn.Module):
+    """A scale that every call makes smaller for the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gamma", torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.gamma
+        self.gamma.mul_(0.5)
+        return y
+
+
 ONE_LAYER = {
     "three by three, one by one, identity": Block(
         lambda m, x: m.n3(m.c3(x)) + m.n1(m.c1(x)) + m.n0(x),
@@ -151,6 +164,7 @@ KEPT = {
     "reflected padding": (Block(lambda m, x: m.a(x) + m.b(x), a=reflecting(), b=conv(1)), 2),
     "a shared layer": (Block(lambda m, x: m.a(m.b(x).relu()) + m.b(x), a=conv(), b=conv(1)), 2),
     "changed in place meanwhile": (Block(changed, first=conv(1), a=conv(), b=conv(1)), 3),
+    "a scale that fades": (Block(lambda m, x: m.a(x) + m.s(m.b(x)), a=conv(), b=conv(1), s=Fading()), 2),
     "a hook on a branch": (Block(lambda m, x: m.a(x) + m.b(x), a=conv(), b=hooked()), 2),
 }  # fmt: skip
 

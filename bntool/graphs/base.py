@@ -153,6 +153,19 @@ def storage(node: Node) -> list[Node]:
     return found
 
 
+def never_written(graph: Graph, param: Param) -> bool:
+    """Whether the parameter is what it is in every run: nothing overwrites it, or may."""
+    return not any(_writes(reader) for reader in graph.readers(param.key))
+
+
+def _writes(reader: Node) -> bool:
+    """Whether a node, or whatever reads the memory it gives on, may write to it."""
+    if reader.overwrites or reader.kind == "opaque":
+        return True
+    shares = reader.kind in ("parameter", *SHARING)
+    return shares and any(_writes(r) for r, _ in reader.users)
+
+
 def connect(nodes: Sequence[Node], roots: Iterable[Node]) -> None:
     """Fill in `users` from `inputs`; what `roots` do not derive from reads nothing: nobody ever sees it."""
     seen: set[int] = set()

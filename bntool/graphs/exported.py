@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.aten import as_torch_functions
-from bntool.graphs.base import Node
+from bntool.graphs.base import Node, never_written
 from bntool.graphs.fx_layers import counter_bytes
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Sizes
@@ -21,6 +21,7 @@ from bntool.graphs.fx_ways import Way
 
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3
+CHANGES = "the program may change its parameters or statistics"
 #: kinds that a program can give a bias they do not have
 CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear", "matmul_const")
 
@@ -39,7 +40,7 @@ def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
     Translator(graph, way, module, "").run()
     graph.finish()
     for node in graph.nodes:
-        _finish(node)
+        _finish(node, graph)
         if node.kind in NORMS and "mean" in node.params:
             owner = node.params["mean"].name.rpartition(".")[0]
             node.attrs["counter_bytes"] = counter_bytes(module.get_submodule(owner))
@@ -73,9 +74,10 @@ def _stand_in(value: Any) -> Any:
     return torch.empty(sizes, dtype=value.dtype, device="meta")
 
 
-def _finish(node: Node) -> None:
+def _finish(node: Node, graph: FxGraph) -> None:
     """What a program can do that modules cannot, and the names a person knows."""
-    node.pinned = ""  # any call can be taken out of a graph
+    fixed = node.kind not in NORMS or all(never_written(graph, param) for param in node.params.values())
+    node.pinned = "" if fixed else CHANGES  # any other call can be taken out
     if node.kind in CAN_TAKE_A_BIAS and node.attrs.get("side") != "left":
         node.attrs.pop("no_bias", None)
     named = (param.name.rpartition(".") for param in node.params.values())

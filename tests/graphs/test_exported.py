@@ -237,6 +237,63 @@ def test_inputs_by_name_and_buffers_that_change(decompose: bool) -> None:
     assert fold(program, {"y": 2 * x, "x": x}).report.verification.ok
 
 
+@pytest.mark.parametrize("decompose", [False, True])
+def test_the_original_and_its_fold_count_each_for_itself(decompose: bool) -> None:
+    program = exported(Counting(), X, decompose=decompose)
+    before, result = program.state_dict["calls"].clone(), fold(program)
+    result.model.module()(X.double())
+    assert torch.equal(program.state_dict["calls"], before)
+    assert torch.equal(result.model.state_dict["calls"], before + 1)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ConvNorm()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) * self.calls.add_(1)
+
+
+class Drifting(nn.Module):
+    """A norm in eval mode whose statistics every call changes for the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        self.norm.running_mean.add_(y.mean((0, 2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_a_norm_that_changes_from_call_to_call_stays(decompose: bool) -> None:
+    report = fold(exported(Drifting(), X, decompose=decompose)).report
+    assert report.kept[0].reason == "the program may change its parameters or statistics"
+
+
+class Loose(nn.Module):
+    """A weight that is not saved with the state, and gets a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(4, 3, 3, 3), persistent=False)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(nn.functional.conv2d(x, self.weight))
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_a_bias_beside_a_buffer_that_is_not_saved_is_one_too(decompose: bool) -> None:
+    result = checked(exported(Loose(), X, decompose=decompose), X)
+    assert len(result.report.folded) == 1
+    assert not result.model.state_dict
+
+
 class Around(nn.Module):
     """Operators that are written in other ways after decomposition."""
 
