@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.export.graph_signature import InputKind, InputSpec, SymIntArgument, TensorArgument
 
 from bntool.algebra.affine import Blocked
 from bntool.graphs.aten_rules import TUPLES
@@ -34,6 +34,8 @@ class ProgramEdit:
     signature: Any
     state: dict[str, Any]
     constants: dict[str, Any]
+    calls: list[Any]
+    """What goes in and out of the modules whose signatures were to be preserved, by the names of nodes."""
 
     @classmethod
     def of(cls, program: ExportedProgram) -> ProgramEdit:
@@ -46,7 +48,8 @@ class ProgramEdit:
         own = copy.deepcopy({name: (state | constants)[name] for name in buffers if name})
         for holder in (state, constants):  # running either program may change its buffers
             holder.update((name, own[name]) for name in holder.keys() & own.keys())
-        return cls(program, module, signature, state, constants)
+        calls = copy.deepcopy(program.module_call_graph)
+        return cls(program, module, signature, state, constants, calls)
 
     @property
     def graph(self) -> fx.Graph:
@@ -141,7 +144,7 @@ class ProgramEdit:
             added = self.graph.call_function(torch.ops.aten.add.Tensor, (own, bias))
         added.meta = dict(own.meta)
         own.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
-        self.signature.replace_all_uses(own.name, added.name)
+        self._renamed(own.name, added.name)
 
     # --- nodes
 
@@ -158,7 +161,12 @@ class ProgramEdit:
         """Let all who read the value of `old` read `new`."""
         value = value_of(old)
         value.replace_all_uses_with(new)
-        self.signature.replace_all_uses(value.name, new.name)
+        self._renamed(value.name, new.name)
+
+    def _renamed(self, old: str, new: str) -> None:
+        self.signature.replace_all_uses(old, new)
+        for value in (v for call in self.calls for v in _values(call) if v.name == old):
+            value.name = new
 
     def forget(self, names: list[str]) -> None:
         """Drop tensors that nothing reads any more, with their places in the signature."""
@@ -175,6 +183,11 @@ class ProgramEdit:
     def rebuilt(self) -> ExportedProgram:
         self.graph.lint()
         self.module.recompile()
+        left = {node.name for node in self.graph.nodes}
+        for call in self.calls:
+            values = {value.name for value in _values(call)}
+            if call.fqn and (len(values) < 2 or not values <= left):
+                call.signature = None  # a norm that is gone, or one of several layers that are one now
         program = self.program
         return ExportedProgram(
             root=self.module,
@@ -182,11 +195,18 @@ class ProgramEdit:
             graph_signature=self.signature,
             state_dict=self.state,
             range_constraints=program.range_constraints,
-            module_call_graph=program.module_call_graph,
+            module_call_graph=self.calls,
             example_inputs=program.example_inputs,
             constants=self.constants,
             verifiers=[program.verifier],
         )
+
+
+def _values(call: Any) -> list[Any]:
+    """The tensors and sizes in the signature of a module's call; other arguments are no nodes."""
+    signature = call.signature
+    arguments = [] if signature is None else [*signature.inputs, *signature.outputs]
+    return [a for a in arguments if isinstance(a, TensorArgument | SymIntArgument)]
 
 
 def value_of(call: fx.Node) -> fx.Node:

@@ -275,6 +275,19 @@ def test_a_norm_that_changes_from_call_to_call_stays(decompose: bool) -> None:
     assert report.kept[0].reason == "the program may change its parameters or statistics"
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_modules_whose_signatures_were_preserved_are_still_to_be_had(merge: bool) -> None:
+    model, x = nn.Sequential(ConvNorm(), nn.ReLU(), ConvNorm()).double().eval(), X.double()
+    model[2].conv = nn.Conv2d(4, 3, 1).double()
+    model[2].norm = nn.BatchNorm2d(3).double().eval()
+    randomise_norms(model, (x,))
+    names = ("0", "0.conv", "0.norm", "1", "2")
+    program = torch.export.export(model, (x,), preserve_module_call_signature=names)
+    result = fold(program, merge=merge)
+    assert len(result.report.folded) == 2
+    torch.testing.assert_close(torch.export.unflatten(result.model)(x), model(x))
+
+
 class Loose(nn.Module):
     """A weight that is not saved with the state, and gets a bias."""
 
