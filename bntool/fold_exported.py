@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from bntool.report.folds import EXPORTED, report_of
 from bntool.report.merges import Merged, norms_of, with_merged
 from bntool.result import FoldReport, Result
 from bntool.rewriting import OutOfRange
+from bntool.sources.pt2 import own_inputs
 
 
 def fold_program(
@@ -46,7 +46,7 @@ def fold_program(
 
     made = folded(())
     progress("verify", 1, 2)
-    inputs, verification = example_inputs if example_inputs is not None else _own_inputs(program), None
+    inputs, verification = example_inputs if example_inputs is not None else own_inputs(program), None
     if verify and inputs is not None:
         verification = checked(
             program,
@@ -97,13 +97,3 @@ def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tu
             return ProgramEdit.of(program).carried_out(graph, plan), plan
         except OutOfRange as problem:
             barred[plan.to_blame(problem)] = problem.reason
-
-
-def _own_inputs(program: ExportedProgram) -> Any:
-    """A tuple, or a dict by name where the program takes some of its inputs by name only."""
-    if program.example_inputs is None:
-        return None
-    args, kwargs = copy.copy(program.example_inputs)
-    if not kwargs:
-        return tuple(args)
-    return {**dict(zip(program.graph_signature.user_inputs, args, strict=False)), **kwargs}

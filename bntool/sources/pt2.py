@@ -38,11 +38,26 @@ def read(path: Path) -> Any:
 
 
 def sample_inputs(program: Any, path: Path) -> Any:
-    """The inputs that the program was exported with, as a tuple or, when it has only named ones, a dict."""
+    """The inputs that the program was exported with. Raises: LoadError where it carries none."""
     if not program.example_inputs:
         raise LoadError("it carries no example inputs", where=str(path), next="Pass --input.")
-    positional, named = program.example_inputs
-    return dict(named) if named and not positional else tuple(positional)
+    return own_inputs(program)
+
+
+def own_inputs(program: Any) -> Any:
+    """A tuple, or a dict where the program takes some of its inputs by name only; None where it carries none."""
+    if program.example_inputs is None:
+        return None
+    args, kwargs = program.example_inputs
+    return {**dict(zip(positional(program), args, strict=True)), **kwargs} if kwargs else tuple(args)
+
+
+def positional(program: Any) -> list[str]:
+    """What the program calls the inputs that it takes by their place: one may hold several tensors."""
+    count = program.call_spec.in_spec.child(0).num_children
+    signature = program.module_call_graph[0].signature
+    names = getattr(signature, "forward_arg_names", None) or program.graph_signature.user_inputs
+    return list(names)[:count]
 
 
 SOURCE = Source("pt2", suffixed(".pt2"), open_pt2)

@@ -16,6 +16,7 @@ from bntool.sources.inputs import as_call, in_words
 from bntool.sources.kinds import kind_of
 from bntool.sources.outputs import as_array, named_arrays
 from bntool.sources.precision import full_precision
+from bntool.sources.pt2 import positional
 
 Outputs = list[tuple[str, NDArray[Any]]]
 
@@ -70,13 +71,12 @@ def _program(program: Any) -> Runnable:
 
     from bntool.graphs.running import outputs_of
 
-    module, inputs_of = program.module(), program.graph_signature.user_inputs
-    positional = inputs_of[: program.call_spec.in_spec.child(0).num_children]
+    module, places = program.module(), positional(program)
 
     def call(inputs: Any) -> Outputs:
         args, kwargs = to_torch(as_call(inputs))
-        if not args and all(name in kwargs for name in positional):
-            args = tuple(kwargs.pop(name) for name in positional)
+        if not args and all(name in kwargs for name in places):
+            args = tuple(kwargs.pop(name) for name in places)
         with torch.no_grad(), _restored(module), full_precision():
             return list(named_arrays(outputs_of(module, args, kwargs)))
 

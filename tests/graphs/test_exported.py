@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from bntool.fold import fold
+from bntool.sources.pt2 import sample_inputs
 from tests.random_norms import randomise_norms
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -286,6 +287,26 @@ def test_modules_whose_signatures_were_preserved_are_still_to_be_had(merge: bool
     result = fold(program, merge=merge)
     assert len(result.report.folded) == 2
     torch.testing.assert_close(torch.export.unflatten(result.model)(x), model(x))
+
+
+class Nested(nn.Module):
+    """Several tensors in one place, and another by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ConvNorm()
+
+    def forward(self, pair: dict[str, Tensor], *, scale: Tensor) -> Tensor:
+        return self.block(pair["x"] + pair["y"]) * scale
+
+
+def test_the_inputs_of_a_file_are_all_that_it_takes(tmp_path: Path) -> None:
+    model, x = Nested().double().eval(), X.double()
+    program = torch.export.export(model, ({"x": x, "y": x},), {"scale": x.mean()})
+    inputs = sample_inputs(program, tmp_path)
+    assert list(inputs) == ["pair", "scale"]
+    for given in (None, inputs):
+        assert fold(program, given).report.verification.ok
 
 
 class Loose(nn.Module):
