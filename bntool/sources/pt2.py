@@ -45,7 +45,7 @@ def sample_inputs(program: Any, path: Path) -> Any:
 
 
 def own_inputs(program: Any) -> Any:
-    """A tuple, or a dict where the program takes some of its inputs by name only; None where it carries none."""
+    """A tuple, or a dict where some inputs are taken by name only; None where the program carries none."""
     if program.example_inputs is None:
         return None
     args, kwargs = program.example_inputs
