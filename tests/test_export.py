@@ -320,6 +320,22 @@ def test_a_program_is_written_as_the_module_would_be(dynamic: bool, tmp_path: Pa
             bntool.export(program, tmp_path / "again.onnx", X, dynamic_batch=True)
 
 
+def test_a_program_that_takes_some_inputs_by_name_only(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = conv_norm()
+
+        def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+            return self.inner(x) * scale
+
+    scale = torch.rand(len(X), 1, 1, 1)
+    program = torch.export.export(Scaled().eval(), (X,), {"scale": scale})
+    report = bntool.export(program, tmp_path / "m.onnx", {"x": X, "scale": scale})
+    assert report.verified
+    assert report.inputs == ("x", "scale")
+
+
 def test_an_onnx_model_is_one_already(tmp_path: Path) -> None:
     bntool.export(conv_norm(), tmp_path / "m.onnx", X)
     with pytest.raises(UsageError, match="an ONNX model already"):

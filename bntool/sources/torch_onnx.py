@@ -50,7 +50,9 @@ class Call:
         except TypeError as problem:
             advice = "Pass example inputs that the model can be called with."
             raise UsageError(str(problem), where=type(model).__name__, next=advice) from problem
-        return cls(bound.args, bound.kwargs, signature)
+        by_place = _by_place(model, len(bound.args))
+        named = dict(zip(list(bound.arguments)[by_place:], bound.args[by_place:], strict=False))
+        return cls(bound.args[:by_place], {**named, **bound.kwargs}, signature)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -86,6 +88,12 @@ class Call:
         with state_kept(model), torch.no_grad(), full_precision():
             args, kwargs = own_inputs((self.args, self.kwargs))
             return _tensors(outputs_of(model, args, kwargs))
+
+
+def _by_place(model: nn.Module, given: int) -> int:
+    """How many arguments go by their place: a program minds which of its inputs are named."""
+    spec = getattr(model, "_in_spec", None)
+    return given if spec is None else spec.child(0).num_children
 
 
 def _tensors(tree: Any) -> list[Tensor]:
