@@ -65,7 +65,7 @@ class Job:
         if not self.in_place and keeps_calling(self.model):  # what the copy will do is seen on the copy
             self.base = copied(self.model, {})
         before = structure_of(self.model)
-        with Room([] if self.in_place else large_parameters(self.model)) as room:
+        with Room(large_parameters(self.model) if self._copies() else []) as room:
             self._plan({})
             if computed_modules(self.plan):
                 self._bake()
@@ -73,6 +73,10 @@ class Job:
         record_changes(before, folded)
         detach_idle(folded)
         return folded
+
+    def _copies(self) -> bool:
+        """Whether the model is still to be copied."""
+        return self.base is self.model and not self.in_place
 
     def _give_sizes(self) -> None:
         call = None if self.inputs is None else Call(*self.inputs)
@@ -88,7 +92,7 @@ class Job:
 
     def _bake(self) -> None:
         paths = computed_modules(self.plan)
-        if self.base is self.model and not self.in_place:
+        if self._copies():
             self.base = copied(self.model, {})
         for path in paths:
             bake(self.base.get_submodule(path))
@@ -105,7 +109,7 @@ class Job:
                 self._plan(barred)
 
     def _write(self, room: Room) -> nn.Module:
-        if self.base is self.model and not self.in_place:
+        if self._copies():
             return folded_copy(self.base, self.plan, room)
         fold_here(self.base, self.plan)
         return self.base
