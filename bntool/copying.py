@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from bntool.graphs.walk import modules_in
+
 SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
 )
@@ -31,7 +33,7 @@ def keeps_calling(model: nn.Module) -> bool:
     """Whether copies of `model` may go on calling its own modules: functions and weak references that
     instances hold are not copied, and know the modules that they were made with.
     """
-    values = (value for module in model.modules() for value in module.__dict__.values())
+    values = (value for _, module in modules_in(model) for value in module.__dict__.values())
     return any(_refers(value) for value in values if type(value) in REFERRING and value)
 
 

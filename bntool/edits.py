@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,13 @@ def nothing_of(norm: nn.Module) -> nn.Identity:
     return left
 
 
+def left_of(norm: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
+    """What stands in a folded norm's place: the `parts` that it ran after normalising, if there are any."""
+    if not parts:
+        return nothing_of(norm)
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
 def becomes(old: nn.Module, new: nn.Module) -> bool:
     """A module itself is another one from now on, wherever it is held: in an object, a partial, a tuple.
 
@@ -224,7 +231,7 @@ def _drop_norm(model: nn.Module, edit: Edit) -> None:
     """{"op": "drop_norm", "path", "keeps"}: a norm is gone, but for the children it ran after normalising."""
     old = model.get_submodule(edit["path"])
     parts = [old.get_submodule(name) for name in edit["keeps"]]
-    left = nothing_of(old) if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    left = left_of(old, parts)
     if parts or not becomes(old, left):
         exchange(model, {id(old): left})
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
-from bntool.edits import becomes, exchange, nothing_of
+from bntool.edits import becomes, exchange, left_of, nothing_of
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
@@ -104,7 +104,7 @@ def _finish(model: nn.Module, plan: Plan, biases: Sequence[NewBias]) -> None:
         for path in bias.paths:
             model.get_submodule(path).register_parameter("bias", bias.parameter)
     norms = [model.get_submodule(path) for path in norm_paths(plan)]
-    exchange(model, {id(m): _without_norm(m) for m in norms if not isinstance(m, nn.Identity)})
+    exchange(model, {id(m): left_of(m, afterwards(m)) for m in norms if not isinstance(m, nn.Identity)})
 
 
 def _checked(rewrite: Rewrite, old: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
@@ -144,8 +144,3 @@ def afterwards(module: nn.Module) -> list[nn.Module]:
         return []
     parts = [getattr(module, name, None) for name in AFTERWARDS]
     return [p for p in parts if isinstance(p, nn.Module) and type(p) is not nn.Identity]
-
-
-def _without_norm(module: nn.Module) -> nn.Module:
-    parts = afterwards(module)
-    return nothing_of(module) if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)

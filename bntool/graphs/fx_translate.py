@@ -25,11 +25,11 @@ from bntool.graphs.fx_calls import (
     param_of,
 )
 from bntool.graphs.fx_frozen import is_frozen_norm
+from bntool.graphs.fx_hooks import has_hooks, has_own_call
 from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES, TORCH_LEAVES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
 from bntool.graphs.fx_sizes import attribute
-from bntool.graphs.fx_trace import has_hooks, has_own_call
 from bntool.graphs.fx_ways import Way
 
 #: kinds whose parameters a plan may change

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
-from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer, has_own_call, hooks_feed_back
+from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
 from bntool.graphs.fx_untouched import untouched
 
 #: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short

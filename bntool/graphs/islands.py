@@ -8,10 +8,10 @@ from torch.optim.swa_utils import AveragedModel
 from bntool.algebra.affine import Blocked
 from bntool.graphs.base import Node
 from bntool.graphs.fx_calls import param_of
+from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_kinds import is_leaf
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
-from bntool.graphs.fx_trace import has_hooks
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.fx_ways import Failed, ways_through
 from bntool.graphs.reach import islands_of

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bntool.edits import apply
-from bntool.graphs.fx_trace import has_hooks
+from bntool.graphs.fx_hooks import has_hooks
 from bntool.norms.kinds import KINDS
 from bntool.norms.submodules import parent_of
 from bntool.placing.flow import Flow, within
