@@ -6,19 +6,21 @@ lost the map. An op that a map passes turns a goal into goals further on; a node
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bntool.algebra.absorbing import NORMS, before, behind
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
-from bntool.algebra.moves import Index, gather
+from bntool.algebra.moves import Index
 from bntool.algebra.passing import PASSING
 from bntool.algebra.rules import Down, Stay, Task, Up
 from bntool.changes import Constants
 from bntool.combinations import LINES, Combination, Reads, combination, combinations_below
 from bntool.goals import Absorb, Cope, Found, Goal, Make, Rely, Settled
 from bntool.graphs.base import Graph, Node
+from bntool.showing import Showing
 
 #: how many goals one search may look at before it gives up
 BUDGET = 4000
@@ -79,6 +81,10 @@ class Search:
     @property
     def graph(self) -> Graph:
         return self.constants.graph
+
+    @cached_property
+    def _shows(self) -> Callable[[Node, int, ChannelAffine], bool]:
+        return Showing(self.graph).shows
 
     def run(self, goals: Sequence[Goal]) -> Found | Blocked:
         return self._settle(tuple(goals), Found())
@@ -144,16 +150,8 @@ class Search:
     def _others(self, value: Node, makes: list[Make]) -> list[Node]:
         """The readers that would see the map and have not asked for it, at each port by itself: `y * y`."""
         asked = [m.operand for m in makes]
-        return [r for r, port in value.users if (id(r), port) not in asked and self._sees(r, makes[0].map)]
-
-    def _sees(self, reader: Node, m: ChannelAffine) -> bool:
-        """Whether the map reaches what `reader` reads: a slice may read only elements it leaves alone."""
-        if reader.kind != "layout":
-            return True
-        sizes, index = self.graph.shape(reader.inputs[0]), self.graph.index(reader)
-        if sizes is None or isinstance(index, Blocked):
-            return True
-        return not gather(m, sizes, index).is_identity
+        others = [(r, port) for r, port in value.users if (id(r), port) not in asked]
+        return [r for r, port in others if self._shows(r, port, makes[0].map)]
 
     def _gone(self, node: Node) -> bool:
         return node.owner is not None and (node.owner == self.own or node.owner in self.folded)
@@ -178,6 +176,8 @@ class Search:
             return [[]]
         if node.kind == "output":
             return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
+        if not self._shows(node, goal.port, goal.map):
+            return [[]]
         if self._gone(node):
             return self._below(node, goal.map)
         if node.kind in PASSING:

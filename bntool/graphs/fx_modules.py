@@ -14,11 +14,10 @@ from bntool.algebra.absorbing import NORMS
 from bntool.algebra.affine import Blocked
 from bntool.algebra.rules import DATA_SIZES
 from bntool.graphs.base import Index, Node, Shape, connect
-from bntool.graphs.fx_calls import (
-    function_name,
-)
+from bntool.graphs.fx_calls import function_name
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_kinds import PIECES
+from bntool.graphs.fx_seen import seen_roots
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 from bntool.graphs.fx_ways import Way, is_whole
 from bntool.graphs.walk import modules_in
@@ -89,23 +88,13 @@ class FxGraph:
 
     def finish(self) -> None:
         """Connect the nodes."""
-        connect(
-            self.nodes,
-            [n for n in self.nodes if n.kind == "output" or n.overwrites or n.watched or _has_effects(n)],
-        )
+        connect(self.nodes, seen_roots(self.nodes))
 
     def left_out(self) -> list[tuple[str, str]]:
         """Norms of the model that are no node of the graph, each with the reason."""
         seen = {node.where for node in self.nodes if node.kind in NORMS}
         hidden = [n.where for n in self.nodes if n.kind == "opaque" and not n.inputs]
         return [(name, _why_left_out(name, hidden)) for name in norm_modules(self.root) if name not in seen]
-
-
-def _has_effects(node: Node) -> bool:
-    """Whether a call may do more than give a value: code that is not torch's, assertions."""
-    if node.kind != "opaque" or not isinstance(node.origin, fx.Node):
-        return node.kind == "opaque"
-    return node.origin.op == "call_module" or function_name(node.origin) in ("", "assert")
 
 
 def norm_modules(root: nn.Module) -> list[str]:

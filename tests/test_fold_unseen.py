@@ -1,0 +1,108 @@
+"""Readers that nobody sees anything of: they must not keep a norm, unless what they do shows after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.folding import Block, folded
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def dead_write(m: Any, x: Tensor) -> Tensor:
+    """A value of its own, changed in place and dropped."""
+    y = m.conv(x)
+    both = torch.cat([y, y], 1)
+    both.add_(both)
+    return m.norm(y)
+
+
+def write_to_a_view_that_is_read(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    both = torch.cat([y, y], 1)
+    view = both.flatten(2)
+    both.add_(both)
+    return m.norm(y), view
+
+
+def write_through_the_norm(m: Any, x: Tensor) -> Tensor:
+    """Without the norm its output would be the conv's."""
+    y = m.conv(x)
+    m.norm(y).add_(1)
+    return y
+
+
+def write_to_the_input(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(m.conv(x))
+    x.view(-1).mul_(2)
+    return y
+
+
+def slice_of_the_other_part(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    return m.norm(y), torch.cat([y, x], 1)[:, 4:]
+
+
+def slice_of_both_parts(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    return m.norm(y), torch.cat([y, x], 1)[:, 3:]
+
+
+def slice_of_all_examples(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """With the batch at hand there is nothing left of it."""
+    y = m.conv(x)
+    return m.norm(y), y[2:].sum()
+
+
+def rows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A linear layer along the width keeps channels apart."""
+    y = m.norm(m.conv(x))
+    return m.head(y), m.wide(torch.cat([x, y], 1)).relu()[:, :4]
+
+
+def mixed(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A softmax over the channels does not."""
+    y = m.norm(m.conv(x))
+    return m.head(y), torch.cat([x, y], 1).softmax(1)[:, :4]
+
+
+def batch_statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    both = torch.cat([y, x], 2)
+    return m.norm(y), F.batch_norm(both, None, None, training=True)[:, :, 6:]
+
+
+#: forward -> does its norm fold?
+FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
+    dead_write: True,
+    write_to_a_view_that_is_read: False,
+    write_through_the_norm: False,
+    write_to_the_input: True,
+    slice_of_the_other_part: True,
+    slice_of_both_parts: False,
+    slice_of_all_examples: False,
+    rows: True,
+    mixed: False,
+    batch_statistics: False,
+}
+
+
+@pytest.mark.parametrize("forward", FORWARDS, ids=lambda f: f.__name__)
+def test_only_a_reader_that_shows_keeps_a_norm(forward: Callable[[Any, Tensor], Any]) -> None:
+    model = Block(
+        forward,
+        conv=nn.Conv2d(4, 4, 1),
+        norm=nn.BatchNorm2d(4),
+        head=nn.Conv2d(4, 2, 3),
+        wide=nn.Linear(6, 6),
+    )
+    if forward in (rows, mixed):
+        model.conv = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())  # the norm can only go down
+    _, report = folded(model, X)
+    assert [e.name for e in report.folded] == ["norm"] * FORWARDS[forward], report.kept
