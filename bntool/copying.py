@@ -25,6 +25,8 @@ SHARED = frozenset(
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
 #: what may know modules without their being its own
 REFERRING = frozenset((FunctionType, partial, weakref.ref, tuple, *CONTAINERS))
+#: of these, what knows nothing
+SHARED_VALUES = SHARED - REFERRING
 #: attributes in which a module holds others, parameters and buffers
 MEMBERS = ("_modules", "_parameters", "_buffers")
 
@@ -33,8 +35,9 @@ def keeps_calling(model: nn.Module) -> bool:
     """Whether copies of `model` may go on calling its own modules: functions and weak references that
     instances hold are not copied, and know the modules that they were made with.
     """
-    values = (value for _, module in modules_in(model) for value in module.__dict__.values())
-    return any(_refers(value) for value in values if type(value) in REFERRING and value)
+    held = [item for _, module in modules_in(model) for item in module.__dict__.items()]
+    found = [v for name, v in held if type(v) in REFERRING and v and name not in MEMBERS]
+    return any(map(_refers, found))
 
 
 def _refers(value: Any) -> bool:
@@ -43,7 +46,8 @@ def _refers(value: Any) -> bool:
     if type(value) is partial:
         return any(map(_refers, (value.func, *value.args)))
     if type(value) in REFERRING and type(value) is not weakref.ref:
-        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+        inside = value.values() if isinstance(value, dict) else value
+        return not SHARED_VALUES.issuperset(map(type, inside)) and any(map(_refers, inside))
     return type(value) is weakref.ref
 
 

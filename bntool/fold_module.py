@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,31 +22,64 @@ from bntool.room import Room
 from bntool.tensors import Arithmetic
 
 
+class Modules:
+    """A model's modules by their names. (Asking torch for one walks down to it.)"""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.named = model, dict(modules_in(model))
+
+    def __call__(self, path: str) -> nn.Module:
+        found = self.named.get(path)
+        return self.model.get_submodule(path) if found is None else found  # another name of one of them
+
+
 class Held:
     """What a model holds, found in one pass over it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.module = Modules(model)
         self.named: dict[str, torch.Tensor] = {}
-        self.same: dict[Hashable, list[torch.Tensor]] = {}
-        """Tensors by the memory they are: several parameters may be one."""
-        self.without_bias: dict[Hashable, list[str]] = {}
-        """Layers that could have a bias and have none, by the memory of their weight."""
-        for path, module in modules_in(model):
+        self._at: dict[int, list[torch.Tensor]] = {}
+        """Tensors by where they begin: several parameters may be one."""
+        self._without_bias: dict[int, list[tuple[str, torch.Tensor]]] = {}
+        """Layers that could have a bias and have none, with their weights, by where those begin."""
+        for path, module in self.module.named.items():
             self._note(f"{path}." if path else "", module)
 
     def _note(self, prefix: str, module: nn.Module) -> None:
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 self.named[prefix + name] = tensor
-                self.same.setdefault(place_of(tensor), []).append(tensor)
+                self._at.setdefault(_address(tensor), []).append(tensor)
         weight = module._parameters.get("weight")
         if weight is not None and module._parameters.get("bias", weight) is None:
-            self.without_bias.setdefault(place_of(weight), []).append(prefix[:-1])
+            self._without_bias.setdefault(_address(weight), []).append((prefix[:-1], weight))
 
     def tensor(self, name: str) -> torch.Tensor:
         found = self.named.get(name)
         return attribute(self.model, name) if found is None else found
+
+    def same(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """All that are this one: the same part of the same memory."""
+        return _twins(tensor, self._at.get(_address(tensor), [tensor]))
+
+    def without_bias(self, weight: torch.Tensor) -> list[str]:
+        """Layers with this weight that could have a bias and have none."""
+        layers = self._without_bias.get(_address(weight), [])
+        twins = {id(twin) for twin in _twins(weight, [w for _, w in layers])}
+        return [path for path, w in layers if id(w) in twins]
+
+
+def _twins(tensor: torch.Tensor, others: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Which of some tensors that begin where this one does are this one."""
+    if len(others) == 1 and others[0] is tensor:
+        return others
+    return [other for other in others if place_of(other) == place_of(tensor)]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 @dataclass(frozen=True)
@@ -69,9 +102,9 @@ def folded_copy(model: nn.Module, plan: Plan, room: Room) -> nn.Module:
         if rewrite.param is not None:
             old = held.tensor(rewrite.param.name)
             new = _checked(rewrite, old, arithmetic)
-            memo |= {id(twin): put(twin, new) for twin in held.same.get(place_of(old), [old])}
+            memo |= {id(twin): put(twin, new) for twin in held.same(old)}
     for path in norm_paths(plan):
-        module = model.get_submodule(path)
+        module = held.module(path)
         if not afterwards(module):
             memo[id(module)] = nothing_of(module)
     result = copied(model, memo)
@@ -91,7 +124,7 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
         if refusal is not None:
             raise OutOfRange(rewrite, refusal.reason)
     biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
-    norms = [m for m in map(model.get_submodule, norm_paths(plan)) if not afterwards(m)]
+    norms = [m for m in map(held.module, norm_paths(plan)) if not afterwards(m)]
     for rewrite, old in present:
         arithmetic.overwrite(rewrite, old)
     for norm in norms:
@@ -100,10 +133,11 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
 
 
 def _finish(model: nn.Module, plan: Plan, biases: Sequence[NewBias]) -> None:
+    module = Modules(model)
     for bias in biases:
         for path in bias.paths:
-            model.get_submodule(path).register_parameter("bias", bias.parameter)
-    norms = [model.get_submodule(path) for path in norm_paths(plan)]
+            module(path).register_parameter("bias", bias.parameter)
+    norms = [module(path) for path in norm_paths(plan)]
     exchange(model, {id(m): left_of(m, afterwards(m)) for m in norms if not isinstance(m, nn.Identity)})
 
 
@@ -119,10 +153,11 @@ def _new_bias(held: Held, rewrite: Rewrite, arithmetic: Arithmetic) -> NewBias:
     weight = held.named.get(node.params["weight"].name)
     if weight is None:  # the layer's own forward computes it from the one it holds
         weight = held.tensor(f"{node.where}.weight")
-    assert rewrite.value is not None
-    new = _checked(rewrite, weight.detach().new_empty(rewrite.value.shape), arithmetic)
+    new = arithmetic.made(rewrite, weight)
+    if isinstance(new, Blocked):
+        raise OutOfRange(rewrite, new.reason)
     bias = nn.Parameter(new, requires_grad=weight.requires_grad)
-    return NewBias(held.without_bias.get(place_of(weight), [node.where]), bias)
+    return NewBias(held.without_bias(weight) or [node.where], bias)
 
 
 def put(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

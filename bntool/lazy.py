@@ -34,12 +34,14 @@ def unsized(model: nn.Module) -> list[Any]:
 
 def insist_on_data(model: nn.Module) -> None:
     """Raises: UsageError for a model on the meta device, whose tensors have sizes and no data."""
-    held = ((path, {**m._parameters, **m._buffers}) for path, m in modules_in(model))
-    named = ((f"{path}.{name}".lstrip("."), t) for path, tensors in held for name, t in tensors.items())
-    empty = next((name for name, tensor in named if tensor is not None and tensor.is_meta), None)
-    if empty is not None:
-        advice = "Give it data first: model.load_state_dict(weights, assign=True)."
-        raise UsageError("it is on the meta device and has no data", where=empty, next=advice)
+    for path, module in modules_in(model):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.is_meta:
+                raise UsageError(
+                    "it is on the meta device and has no data",
+                    where=f"{path}.{name}".lstrip("."),
+                    next="Give it data first: model.load_state_dict(weights, assign=True).",
+                )
 
 
 def stand_ins(model: nn.Module) -> dict[int, Any]:

@@ -6,9 +6,8 @@ lost the map. An op that a map passes turns a goal into goals further on; a node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from bntool.algebra.absorbing import NORMS, before, behind
@@ -78,13 +77,12 @@ class Search:
     barred: Mapping[Hashable, str]
     budget: int = BUDGET
 
+    def __post_init__(self) -> None:
+        self._shows = Showing(self.graph).shows
+
     @property
     def graph(self) -> Graph:
         return self.constants.graph
-
-    @cached_property
-    def _shows(self) -> Callable[[Node, int, ChannelAffine], bool]:
-        return Showing(self.graph).shows
 
     def run(self, goals: Sequence[Goal]) -> Found | Blocked:
         return self._settle(tuple(goals), Found())

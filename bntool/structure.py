@@ -33,14 +33,15 @@ def structure_of(model: nn.Module) -> Structure:
 
 
 def part_of(module: nn.Module) -> Part:
-    children = {name: type(child) for name, child in module.named_children()}
+    children = {name: type(child) for name, child in module.named_children()} if module._modules else {}
     names = tuple(module.parametrizations) if is_parametrised(module) else ()  # type: ignore[arg-type]
     return Part(type(module), children, getattr(module, "bias", None) is not None, names)
 
 
 def is_parametrised(module: nn.Module) -> bool:
     """Whether it is itself: a stand-in shows what its layer has."""
-    return not isinstance(module, StandIn) and parametrize.is_parametrized(module)
+    here = "parametrizations" in module._modules
+    return here and not isinstance(module, StandIn) and parametrize.is_parametrized(module)
 
 
 def record_changes(before: Structure, after: nn.Module) -> None:
@@ -65,8 +66,7 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
             continue
         if issubclass(old.kind, StandIn):  # it shows its layer's bias as its own
             continue
-        bias = getattr(new, "bias", None)
-        if bias is not None and not old.has_bias and path:
+        if path and not old.has_bias and (bias := getattr(new, "bias", None)) is not None:
             yield {"op": "add_bias", "path": path, "size": len(bias)}
 
 

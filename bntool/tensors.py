@@ -29,6 +29,12 @@ class Arithmetic:
         new = self._room.like(old)
         return new if self._write(rewrite, old.detach(), new) else _refusal(rewrite, old)
 
+    def made(self, rewrite: Rewrite, like: torch.Tensor) -> torch.Tensor | Blocked:
+        """A tensor where there was none, with the dtype and device of `like`; Blocked as `rewritten` is."""
+        assert rewrite.value is not None
+        new = torch.from_numpy(np.ascontiguousarray(rewrite.value)).to(like.device, like.dtype)
+        return new if finite(new) else _refusal(rewrite, like)
+
     def overwrite(self, rewrite: Rewrite, old: torch.Tensor) -> None:
         """The new value in the old one's place, piece by piece; for one value shown several times, in
         a place of its own."""
@@ -61,19 +67,21 @@ class Arithmetic:
         """`new = old * scale + shift` in float64; whether all of it is finite. `new` may be `old`."""
         if old.ndim == 0:
             old, new = old.reshape(1), new.reshape(1)
-        rows = max(1, _piece() // max(1, old[0].numel())) if old.shape[0] else 1
-        space, fine = self._space_like(old[:rows]), True
+        rows = max(1, _piece() * old.shape[0] // max(1, old.numel()))
         count = max(1, -(-old.shape[0] // rows))
         pieces = (_split(values, rows, count) for values in (old, new, scale, shift))
-        for source, target, factor, term in zip(*pieces, strict=True):
-            piece = space if source.shape[0] == rows else space[: source.shape[0]]
-            piece.copy_(source)
-            if factor is not None:
-                piece.mul_(factor)
-            if term is not None:
-                piece.add_(term)
-            fine = finite(target.copy_(piece)) and fine
-        return fine
+        fine = [self._multiply_piece(*piece) for piece in zip(*pieces, strict=True)]
+        return all(fine)
+
+    def _multiply_piece(
+        self, old: torch.Tensor, new: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None
+    ) -> bool:
+        space = self._space_like(old).copy_(old)
+        if scale is not None:
+            space.mul_(scale)
+        if shift is not None:
+            space.add_(shift)
+        return finite(new.copy_(space))
 
     def _space_like(self, piece: torch.Tensor) -> torch.Tensor:
         """Room for a piece in float64, laid out in memory as it is."""

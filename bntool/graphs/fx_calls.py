@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def tensor_key(tensor: torch.Tensor) -> Hashable:
     """Equal for tensors that share memory: what is written to one shows in the other."""
     if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
         return id(tensor)
-    return (tensor.device, tensor.untyped_storage().data_ptr())
+    return (tensor.get_device(), tensor.untyped_storage().data_ptr())
 
 
 def memory_part(tensor: torch.Tensor) -> Hashable:
@@ -120,9 +121,13 @@ def place_of(tensor: torch.Tensor) -> Hashable:
 
 
 def param_of(tensor: torch.Tensor, name: str) -> Param:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    key, part = tensor_key(tensor), memory_part(tensor)
+    key, part, dtype = tensor_key(tensor), memory_part(tensor), _dtype_name(tensor.dtype)
     return Param(name, key, tuple(tensor.shape), dtype, lambda: to_float64(tensor), part=part)
+
+
+@cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def to_float64(tensor: torch.Tensor) -> Array:
@@ -136,7 +141,8 @@ def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[s
     """The tensors of `module` under the neutral names: {neutral: attribute}."""
     result = {}
     for neutral, attr in names.items():
-        tensor = getattr(module, attr, None)
+        tensor = module._parameters.get(attr)
+        tensor = getattr(module, attr, None) if tensor is None else tensor
         if isinstance(tensor, torch.Tensor):
             result[neutral] = param_of(tensor, f"{path}.{attr}" if path else attr)
             if is_computed(module, attr):

@@ -38,6 +38,8 @@ class FxGraph:
     notes: list[str] = field(default_factory=list)
     ways: list[Way] = field(default_factory=list)
     indices: dict[int, Index | Blocked] = field(default_factory=dict)
+    owners: dict[Hashable, int] = field(default_factory=dict)
+    """Numbers for what nodes compute with: they are looked up far more often than made."""
 
     @property
     def is_one(self) -> bool:

@@ -20,7 +20,8 @@ FRESH = names(
 def seen_roots(nodes: Sequence[Node]) -> list[Node]:
     """Outputs, values that hooks see, calls with effects, and what overwrites memory that these read."""
     roots = [n for n in nodes if n.kind == "output" or n.watched or _has_effects(n)]
-    writers = [n for n in nodes if n.overwrites and not _has_effects(n)]
+    reached = _behind(roots)
+    writers = [n for n in nodes if n.overwrites and id(n) not in reached]
     if not writers:
         return roots
     memory: dict[int, Node] = {}

@@ -203,7 +203,8 @@ class Translator:
             del spec.attrs["no_bias"]
         new = Node(node.name, spec.kind, inputs, spec.attrs, params, origin=node, where=self._where(node))
         if spec.kind in OWNING:
-            new.owner = (spec.kind, *(self._owner_part(p) for p in params.values()), spec.attrs.get("eps"))
+            parts = (spec.kind, *map(self._owner_part, params.values()), spec.attrs.get("eps"))
+            new.owner = self.graph.owners.setdefault(parts, len(self.graph.owners) + 1)
         new.watched = self.way.watched.get(node, "")
         new.pinned = self._pinned(node) if spec.kind in NORMS else ""
         self._name(node, self.graph.add(new))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -56,19 +57,23 @@ class Held:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = module.__dict__.copy()
+        self._ids = _ids(self.attributes)
         containers = [value for value in self.attributes.values() if type(value) in CONTAINERS]
         self.full = [(value, value.copy()) for value in containers if value]
         self.empty = [value for value in containers if not value]
+        members = (self.attributes["_parameters"], self.attributes["_buffers"])
+        self.tensors = [pair for pair in self.full if pair[0] is members[0] or pair[0] is members[1]]
 
-    def rebound(self) -> Iterator[str]:
+    def rebound(self) -> list[str]:
         """Names of parameters and buffers that are others by now."""
+        if all(_same(now, was, _ids(was)) for now, was in self.tensors):
+            return []
         now = {**self.attributes["_parameters"], **self.attributes["_buffers"]}
-        for value, was in self.full:
-            if value is self.attributes["_parameters"] or value is self.attributes["_buffers"]:
-                yield from (name for name, tensor in was.items() if now.get(name) is not tensor)
+        before = [item for _, was in self.tensors for item in was.items()]
+        return [name for name, tensor in before if now.get(name) is not tensor]
 
     def changed(self) -> bool:
-        return not self._as_it_was() or next(self.rebound(), None) is not None
+        return not self._as_it_was() or bool(self.rebound())
 
     def counted(self) -> bool:
         if self._as_it_was():
@@ -77,16 +82,26 @@ class Held:
         return any(was != now.get(name, was) for name, was in self.attributes.items() if type(was) in WORDS)
 
     def _as_it_was(self) -> bool:
-        now, was = self.module.__dict__, self.attributes
-        return now.keys() == was.keys() and [*map(id, now.values())] == [*map(id, was.values())]
+        return _same(self.module.__dict__, self.attributes, self._ids)
 
     def restore(self) -> None:
         if not self._as_it_was():
             self.module.__dict__.clear()
             self.module.__dict__.update(self.attributes)
         for value, was in self.full:
+            if isinstance(value, dict) and _same(value, was, _ids(was)):
+                continue
             value.clear()
             (value.extend if type(value) is list else value.update)(was)
         if any(self.empty):
             for value in self.empty:
                 value.clear()
+
+
+def _ids(held: dict[str, Any]) -> list[int]:
+    return [*map(id, held.values())]
+
+
+def _same(now: dict[str, Any], was: dict[str, Any], ids: list[int]) -> bool:
+    """Whether a dictionary holds the very objects that it held, which had these ids."""
+    return _ids(now) == ids and now.keys() == was.keys()
