@@ -149,7 +149,8 @@ class Search:
         """The readers that would see the map and have not asked for it, at each port by itself: `y * y`."""
         asked = [m.operand for m in makes]
         others = [(r, port) for r, port in value.users if (id(r), port) not in asked]
-        return [r for r, port in others if self._shows(r, port, makes[0].map)]
+        shown = [(r, port) for r, port in others if self._shows(r, port, makes[0].map)]
+        return [r for r, port in shown if not _cancels_out(r, port, others)]
 
     def _gone(self, node: Node) -> bool:
         return node.owner is not None and (node.owner == self.own or node.owner in self.folded)
@@ -250,6 +251,15 @@ def _either(
     if isinstance(second, Blocked):
         return first
     return second if isinstance(first, Blocked) else [*first, *second]
+
+
+def _cancels_out(reader: Node, port: int, reads: Sequence[tuple[Node, int]]) -> bool:
+    """Whether these reads of a value add up to none of it in the sum that the reader is part of."""
+    whole = next(combinations_below(reader, port), None) if reader.kind in LINES else None
+    place = None if whole is None else whole.port_of(reader, port)
+    if whole is None or place is None or whole.node.attrs["factors"][place] != 0:
+        return False
+    return all(read in reads for read in whole.reads[place])
 
 
 def shapes(node: Node) -> dict[str, tuple[int, ...]]:

@@ -44,9 +44,37 @@ def write_to_the_input(m: Any, x: Tensor) -> Tensor:
     return y
 
 
+def write_to_a_buffer(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    m.norm.num_batches_tracked.add_(y.sum().long())
+    return m.norm(y)
+
+
+def cancelled(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(y) + y - y
+
+
+def cancelled_in_part(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(y) + 3 * y - y
+
+
 def slice_of_the_other_part(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     y = m.conv(x)
     return m.norm(y), torch.cat([y, x], 1)[:, 4:]
+
+
+def slice_of_the_other_part_scaled_in_place(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    return m.norm(y), torch.cat([y, x], 1).mul_(0.5)[:, 4:]
+
+
+def slice_of_the_other_part_and_a_view(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = m.conv(x)
+    both = torch.cat([y, x], 1)
+    view = both.flatten(2)
+    return m.norm(y), both.mul_(0.5)[:, 4:], view
 
 
 def slice_of_both_parts(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +112,12 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     write_to_a_view_that_is_read: False,
     write_through_the_norm: False,
     write_to_the_input: True,
+    write_to_a_buffer: False,
+    cancelled: True,
+    cancelled_in_part: False,
     slice_of_the_other_part: True,
+    slice_of_the_other_part_scaled_in_place: True,
+    slice_of_the_other_part_and_a_view: False,
     slice_of_both_parts: False,
     slice_of_all_examples: False,
     rows: True,

@@ -14,7 +14,10 @@ FLOORS = (
     ("errors", "progress", "config", "result", "globs"),
     ("algebra",),
     ("graphs",),
-    ("changes", "combinations", "showing", "goals", "search", "attempts", "plan", "branches", "branch_ops", "rewriting"),
+    (
+        *("changes", "combinations", "showing", "goals", "search", "attempts", "plan"),
+        *("branches", "branch_ops", "rewriting"),
+    ),
     ("report",),
     ("norms",),
     ("edits", "structure", "specs", "tracing"),

@@ -53,6 +53,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bntool.algebra.absorbing import NORMS
 from bntool.algebra.affine import Array, Blocked
 from bntool.algebra.kernels import Kernel
 
@@ -140,6 +141,23 @@ class Graph(Protocol):
 
 #: kinds whose value may be their input's memory
 SHARING = ("layout", "identity")
+
+
+#: kinds whose value is memory of its own
+FRESH = frozenset(
+    (
+        *("conv", "conv_transpose", "linear", "matmul_const", "embedding", "layer_norm", "group_norm"),
+        *("scalar", "relu", "max_pool", "avg_pool", "mean", "sum", "upsample", "add", "sub", "mul", "div"),
+        *("matmul", "sdpa", "softmax", "concat"),
+    )
+)
+
+
+def memory_of(node: Node) -> Node:
+    """The value whose memory this one's is, or may be once norms are folded."""
+    while node.inputs and (node.overwrites or node.kind in (*SHARING, *NORMS)):
+        node = node.inputs[0]
+    return node
 
 
 def storage(node: Node) -> list[Node]:
