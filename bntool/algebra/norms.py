@@ -25,12 +25,13 @@ def norm_map(
     for name, values in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias)):
         if values is not None and not _finite(values):
             return Blocked(f"its {name} has NaN or infinite values: repair the checkpoint")
-    if var.min(initial=0.0) < 0:
-        return Blocked(f"its running variance is {var.min():.3g} in a channel: recalibrate it")
-    spread = var + eps
-    if spread.min(initial=np.inf) < TINY:
-        return Blocked(f"running variance + eps is {spread.min():.3g} in a channel: recalibrate it")
-    scale = 1 / np.sqrt(spread) if weight is None else weight / np.sqrt(spread)
+    least = var.min(initial=np.inf)
+    if least < 0:
+        return Blocked(f"its running variance is {least:.3g} in a channel: recalibrate it")
+    if least + eps < TINY:
+        return Blocked(f"running variance + eps is {least + eps:.3g} in a channel: recalibrate it")
+    deviation = np.sqrt(var + eps)
+    scale = 1 / deviation if weight is None else weight / deviation
     shift = -mean * scale if bias is None else bias - mean * scale
     return ChannelAffine(scale, shift)
 
