@@ -65,6 +65,11 @@ def recorded(model: nn.Module) -> list[dict[str, Any]]:
     return list(model.__dict__.get(_RECORD, ()))
 
 
+def has_plan(model: nn.Module) -> bool:
+    """Whether its edits lead to it from what its factory builds. (Folding into a graph is no edit.)"""
+    return not isinstance(model, fx.GraphModule) or any(edit["op"] == "trace" for edit in recorded(model))
+
+
 def plan_of(model: nn.Module) -> dict[str, Any]:
     """The JSON document that `apply_plan` takes."""
     return {"schema_version": SCHEMA_VERSION, "edits": recorded(model)}

@@ -67,8 +67,12 @@ def _bundle(model: Any, path: Path, example_inputs: Any, inputs: Sequence[InputS
 
 
 def _safetensors(model: Any, path: Path, example_inputs: Any, inputs: Sequence[InputSpec]) -> None:
+    from bntool.edits import has_plan
     from bntool.sources import weights
 
+    if not has_plan(model):
+        what = "these weights fit only a model that a plan can make anew, and this is a graph without one"
+        raise UsageError(what, where=str(path), next="Write .pt2 or .onnx.")
     weights.write_safetensors(model, path)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from bntool.edits import record
@@ -33,9 +33,14 @@ def structure_of(model: nn.Module) -> Structure:
 
 
 def part_of(module: nn.Module) -> Part:
-    children = {name: type(child) for name, child in module.named_children()} if module._modules else {}
+    children = {name: _class(child) for name, child in module.named_children()} if module._modules else {}
     names = tuple(module.parametrizations) if is_parametrised(module) else ()  # type: ignore[arg-type]
-    return Part(type(module), children, getattr(module, "bias", None) is not None, names)
+    return Part(_class(module), children, getattr(module, "bias", None) is not None, names)
+
+
+def _class(module: nn.Module) -> type[nn.Module]:
+    """The module's class. (torch.fx makes one for every graph module, and another for its copy.)"""
+    return fx.GraphModule if isinstance(module, fx.GraphModule) else type(module)
 
 
 def is_parametrised(module: nn.Module) -> bool:
@@ -60,7 +65,7 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
         if old.parametrised and not is_parametrised(new):
             gone.add(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}
-        elif type(new) is not old.kind:
+        elif _class(new) is not old.kind:
             gone.add(path)
             yield {"op": "drop_norm", "path": path, "keeps": kept_children(old, new)}
             continue

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.fx
 from torch import nn
 
-from bntool.edits import apply_plan, plan_of, recorded
+from bntool.edits import apply_plan, has_plan, plan_of
 from bntool.errors import LoadError, UsageError
 from bntool.lazy import give_known_sizes
 from bntool.sources import importing, inputs, origin, python_ref, trusted, weights
@@ -32,7 +30,7 @@ SCHEMA_VERSION = 1
 def write(model: nn.Module, folder: Path, specs: Sequence[inputs.InputSpec] = ()) -> None:
     """Raises: UsageError when it is not known which code built the model."""
     source = origin.of(model)
-    if isinstance(model, torch.fx.GraphModule) and not any(e["op"] == "trace" for e in recorded(model)):
+    if not has_plan(model):
         what = "a bundle holds a model that a plan can make anew, and this is a graph without one"
         raise UsageError(what, where=str(folder), next="Write .pt2 or .onnx.")
     if source is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,23 @@ def read(path: Path) -> Any:
     import onnx
     import onnx_ir
 
-    try:
-        onnx.checker.check_model(str(path))
+    with _invalid(path):
         model = onnx_ir.load(path)
+    check_external_data(model, path)
+    with _invalid(path):
+        onnx.checker.check_model(str(path))
+    return model
+
+
+@contextmanager
+def _invalid(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as problem:
         said = (" ".join(str(problem).split()) or type(problem).__name__)[:200].rstrip(".")
         raise LoadError(
             f"it is no valid ONNX model: {said}", where=str(path), next="Export it again."
         ) from problem
-    check_external_data(model, path)
-    return model
 
 
 def model_bytes(model: Any) -> int:

@@ -45,6 +45,8 @@ def test_graph_form_is_saved_as_a_bundle_and_with_its_weights(run: Run) -> None:
     assert run("verify", ref("lenet"), "normed", "--json").json["ok"]
     loaded = bntool.load(ref("lenet"), weights="normed.safetensors")
     assert isinstance(loaded, torch.fx.GraphModule)
+    run("fold", "normed", "-o", "folded")
+    assert run("verify", ref("lenet"), "folded", "--json").json["ok"]
     run("export", "normed", "--no-fold", "-o", "normed.onnx")
     assert run("verify", ref("lenet"), "normed.onnx", "--json").json["ok"]
 

@@ -278,6 +278,24 @@ def test_onnx_data_outside_its_folder_is_refused(edited: nn.Module, tmp_path: Pa
         load(str(tmp_path / "inner" / "m.onnx"))
 
 
+def test_missing_onnx_data_is_named(edited: nn.Module, tmp_path: Path) -> None:
+    save(edited, tmp_path / "m.onnx", example_inputs=(X,))
+    model = onnx_ir.load(tmp_path / "m.onnx")
+    onnx_ir.save(model, tmp_path / "n.onnx", external_data="n.data", size_threshold_bytes=0)
+    (tmp_path / "n.data").unlink()
+    with pytest.raises(LoadError, match=r"its data file .* is missing"):
+        load(str(tmp_path / "n.onnx"))
+
+
+def test_weights_that_nothing_could_load_are_not_written(ref: str, tmp_path: Path) -> None:
+    """Merging leaves layers that the factory does not build, and that no plan makes."""
+    graph = bntool.fold(load(ref).eval(), (X,), form="graph", merge=True).model
+    for name in ("w.safetensors", "folder"):
+        with pytest.raises(UsageError, match="a graph without one"):
+            save(graph, tmp_path / name)
+    assert not list(tmp_path.glob("w*"))
+
+
 @pytest.mark.parametrize("name", ["m.onnx", "m.pt2", "m.pt", "w.safetensors", "w.pt", "bundle"])
 @pytest.mark.parametrize("damage", ["half", "nothing", "noise"])
 def test_damaged_files_end_in_one_message(
