@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,9 @@ class ProgramEdit:
         own = copy.deepcopy({name: (state | constants)[name] for name in buffers if name})
         for holder in (state, constants):  # running either program may change its buffers
             holder.update((name, own[name]) for name in holder.keys() & own.keys())
-        calls = copy.deepcopy(program.module_call_graph)
+        with warnings.catch_warnings():  # torch warns of how it copies its own
+            warnings.simplefilter("ignore", FutureWarning)
+            calls = copy.deepcopy(program.module_call_graph)
         return cls(program, module, signature, state, constants, calls)
 
     @property

@@ -19,6 +19,8 @@ from tests.fuzz.oracle import complaints
 from tests.fuzz.shrink import shrink
 
 CHUNK = 20
+#: networks after which it says how far it is
+EVERY = 200
 PROCESSES = min(2, os.cpu_count() or 1)
 
 
@@ -84,6 +86,8 @@ def main() -> int:
             totals.update(before=before, left=left, failures=int(bool(failure)), networks=1)
             if failure:
                 print(failure, end="\n\n", flush=True)
+            if totals["networks"] % EVERY == 0:
+                print(f"{totals['networks']} of {count} networks", file=sys.stderr)
     figures = ("{0} " + words).format(totals["before"], totals["left"])
     print(f"{totals['networks']} networks, {figures}")
     print(f"{totals['failures']} failures in {time.monotonic() - start:.0f} s")
