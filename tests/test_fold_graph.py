@@ -154,8 +154,9 @@ def test_a_copy_may_merge_away_while_the_other_stays() -> None:
     assert count(again, nn.Linear) == 3
 
 
-def test_hooks_survive() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 1))
+@pytest.mark.parametrize("middle", [nn.Dropout, nn.ReLU, nn.Sigmoid])
+def test_hooks_survive(middle: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), middle(), nn.Conv2d(4, 2, 1))
     model[2].register_forward_hook(lambda module, args, output: output * 2 + 1)
     folded(model, torch.randn(2, 3, 5, 5), merge=True)
 

@@ -240,10 +240,10 @@ class Tracer(fx.Tracer):
             self.path = outer
 
     def _called(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if type(m) is nn.ReLU and len(args) == 1 and not (kwargs or has_own_forward(m)):
-            return self.create_proxy("call_function", F.relu, args, {"inplace": m.inplace})  # as its forward
         if self.is_leaf_module(m, name) and not self.changed(m):
             return self.create_proxy("call_module", name, args, kwargs)
+        if type(m) is nn.ReLU and len(args) == 1 and not (kwargs or has_own_forward(m)):
+            return self.create_proxy("call_function", F.relu, args, {"inplace": m.inplace})  # as its forward
         return m.forward(*args, **kwargs)
 
     def _called_watched(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
