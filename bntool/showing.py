@@ -61,6 +61,8 @@ class Showing:
         below = self._below(reader, port, changed) if self._is_followed(reader) else None
         if below is None:
             return True
+        if below.ndim > 1:  # what of one example is left out may, in larger batches, not be of another
+            below = np.broadcast_to(below.any(axis=0, keepdims=True), below.shape)
         return bool(below.any()) and any(self._reaches(r, p, below) for r, p in reader.users)
 
     def _below(self, node: Node, port: int, changed: Mask) -> Mask | None:

@@ -88,6 +88,12 @@ def slice_of_all_examples(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return m.norm(y), y[2:].sum()
 
 
+def slice_of_the_first_examples(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a batch of two all, of others not."""
+    y = m.conv(x)
+    return m.norm(y), torch.cat([y, x])[2:]
+
+
 def rows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer along the width keeps channels apart."""
     y = m.norm(m.conv(x))
@@ -120,6 +126,7 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     slice_of_the_other_part_and_a_view: False,
     slice_of_both_parts: False,
     slice_of_all_examples: False,
+    slice_of_the_first_examples: False,
     rows: True,
     mixed: False,
     batch_statistics: False,
