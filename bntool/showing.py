@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bntool.algebra.affine import Blocked, ChannelAffine
-from bntool.graphs.base import FRESH, Graph, Node, memory_of
+from bntool.graphs.base import Graph, Node
 
 #: which elements of a value change
 Mask = NDArray[np.bool_]
@@ -47,9 +47,7 @@ class Showing:
 
     def _is_followed(self, node: Node) -> bool:
         kinds = (*ELEMENTWISE, *ROWWISE, "layout", "concat")
-        if node.kind not in kinds or node.watched or node.changed_by or node.attrs.get("training"):
-            return False
-        return not node.overwrites or memory_of(node).kind in FRESH
+        return node.kind in kinds and not (node.watched or node.changed_by or node.attrs.get("training"))
 
     def _leaves_out(self, node: Node) -> bool:
         before, after = self.graph.shape(node.inputs[0]), self.graph.shape(node)

@@ -44,6 +44,42 @@ def write_to_the_input(m: Any, x: Tensor) -> Tensor:
     return y
 
 
+def added_to_a_slice(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y, both = m.down(x), torch.cat([x, x], 1)
+    both[:, :4].add_(y)
+    return m.head(y), both
+
+
+def added_under_a_view(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y, twice = m.down(x), x * 2
+    view = twice.flatten(2)
+    twice.add_(y)
+    return m.head(y), view
+
+
+def added_under_a_view_nobody_knows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y, twice = m.down(x), x * 2
+    view = twice.as_strided((2,), (1,))
+    twice.mul_(1).add_(y)
+    return m.head(y), view
+
+
+def added_to_the_input(m: Any, x: Tensor) -> Tensor:
+    y = m.down(x)
+    x.add_(y)
+    return m.head(y)
+
+
+def added_to_new_memory(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.zeros_like(x).add_(m.down(x)))
+
+
+def in_place_by_another_word(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(x)
+    F.relu(y, inplace=1)  # type: ignore[arg-type]
+    return m.head(y)
+
+
 def write_to_a_buffer(m: Any, x: Tensor) -> Tensor:
     y = m.conv(x)
     m.norm.num_batches_tracked.add_(y.sum().long())
@@ -118,6 +154,12 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     write_to_a_view_that_is_read: False,
     write_through_the_norm: False,
     write_to_the_input: True,
+    added_to_a_slice: False,
+    added_under_a_view: False,
+    added_under_a_view_nobody_knows: False,
+    added_to_the_input: False,
+    added_to_new_memory: True,
+    in_place_by_another_word: False,
     write_to_a_buffer: False,
     cancelled: True,
     cancelled_in_part: False,
@@ -142,6 +184,7 @@ def test_only_a_reader_that_shows_keeps_a_norm(forward: Callable[[Any, Tensor], 
         head=nn.Conv2d(4, 2, 3),
         wide=nn.Linear(6, 6),
     )
+    model.down = nn.Sequential(model.conv, nn.ReLU(), model.norm)  # from where the norm can only go down
     if forward in (rows, mixed):
         model.conv = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())  # the norm can only go down
     _, report = folded(model, X)

@@ -167,7 +167,7 @@ def function_name(node: fx.Node) -> str:
 
 def changes_in_place(node: fx.Node) -> bool:
     """Whether a call overwrites its first argument."""
-    if node.kwargs.get("inplace") is True:
+    if node.kwargs.get("inplace"):
         return True
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(written(node))

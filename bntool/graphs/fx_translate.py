@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from bntool.algebra.absorbing import NORMS
-from bntool.graphs.base import Node, Param
+from bntool.graphs.base import SHARING, Node, Param
 from bntool.graphs.fx_baked import has_own_forward, own_type
 from bntool.graphs.fx_bias import would_use_a_bias
 from bntool.graphs.fx_calls import (
@@ -29,6 +29,7 @@ from bntool.graphs.fx_hooks import has_hooks, has_own_call
 from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES, TORCH_LEAVES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
+from bntool.graphs.fx_overwritten import Overwritten
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_ways import Way
 
@@ -53,11 +54,12 @@ class Translator:
     prefix: str
     now: dict[fx.Node, Node] = field(default_factory=dict)
     plain: set[fx.Node] = field(default_factory=set)
-    family: dict[int, list[Node]] = field(default_factory=dict)
     aliases: dict[int, list[fx.Node]] = field(default_factory=dict)
     """The traced values that `now` says are a node, by its id: in-place ops make one of several."""
-    overwritten: list[tuple[list[Node], int, str]] = field(default_factory=list)
     _tensors_read: set[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.overwritten = Overwritten(self.way.sizes)
 
     def run(self) -> None:
         self.graph.sizes_of[id(self.way.graph)] = self.way.sizes
@@ -67,7 +69,7 @@ class Translator:
                 self.plain.add(node)
             else:
                 self._translate(node)
-        self._mark_overwritten(start)
+        self.overwritten.mark(self.graph.nodes, start)
 
     def _is_plain(self, node: fx.Node) -> bool:
         """Sizes, types and what is computed from them: they tell nothing of the data."""
@@ -208,9 +210,8 @@ class Translator:
         new.watched = self.way.watched.get(node, "")
         new.pinned = self._pinned(node) if spec.kind in NORMS else ""
         self._name(node, self.graph.add(new))
-        if spec.kind in ("layout", "identity"):
-            self.family[id(new)] = self.family.setdefault(id(inputs[0]), [inputs[0]])
-            self.family[id(new)].append(new)
+        if spec.kind in SHARING:
+            self.overwritten.is_view(new)
         return new
 
     def _name(self, node: fx.Node, value: Node) -> None:
@@ -297,23 +298,6 @@ class Translator:
         if target not in self.now:
             return
         old = self.now[target]
-        family = [n for n in self.family.get(id(old), []) if n is not old]
-        if family or new.kind == "opaque":
-            self.overwritten.append(
-                ([*family, *([old] if new.kind == "opaque" else [])], len(self.graph.nodes), new.where)
-            )
+        self.overwritten.write(old, new, len(self.graph.nodes))
         for alias in self.aliases.pop(id(old)):
             self._name(alias, new)
-
-    def _mark_overwritten(self, start: int) -> None:
-        if not self.overwritten:
-            return
-        position = {id(n): i for i, n in enumerate(self.graph.nodes)}
-        last_read: dict[int, int] = {}
-        for reader in self.graph.nodes[start:]:
-            for value in reader.inputs:
-                last_read[id(value)] = position[id(reader)]
-        for family, at, by in self.overwritten:
-            for value in family:
-                if last_read.get(id(value), -1) >= at:
-                    value.changed_by = by
