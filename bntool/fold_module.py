@@ -12,7 +12,7 @@ from torch import nn
 from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import becomes, exchange, left_of, nothing_of
-from bntool.graphs.fx_calls import place_of
+from bntool.graphs.fx_calls import has_own_class, place_of
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
 from bntool.graphs.walk import modules_in
@@ -79,7 +79,8 @@ def _twins(tensor: torch.Tensor, others: list[torch.Tensor]) -> list[torch.Tenso
 
 
 def _address(tensor: torch.Tensor) -> int:
-    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
+    known = tensor.layout == torch.strided and not has_own_class(tensor)
+    return tensor.data_ptr() if known else id(tensor)
 
 
 @dataclass(frozen=True)

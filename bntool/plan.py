@@ -237,6 +237,8 @@ class _Planner:
         node = absorbs[0].node
         calls = self.calls[node.owner]
         for param in changed_params(absorbs):
+            if param.own_class:
+                return _odd(param)
             if not param.writable:
                 return Blocked(f"{param.name} is computed from other values or read where nobody can see it")
             others = [r for r in self.graph.readers(param.key) if r not in calls]
@@ -277,8 +279,15 @@ def find_norms(calls: Mapping[Hashable, list[Node]]) -> list[Norm]:
 def _own_map(node: Node) -> ChannelAffine | Blocked:
     if node.attrs.get("training"):
         return Blocked("it is in train mode and normalises with the statistics of each batch")
+    odd = next((param for param in node.params.values() if param.own_class), None)
+    if odd is not None:
+        return _odd(odd)
     mean, var, weight, bias = (_value(node, name) for name in ("mean", "var", "weight", "bias"))
     return norm_map(mean, var, weight, bias, node.attrs["eps"])
+
+
+def _odd(param: Param) -> Blocked:
+    return Blocked(f"{param.name} is a {param.own_class}, of whose numbers nothing is known")
 
 
 def _value(node: Node, name: str) -> Array | None:

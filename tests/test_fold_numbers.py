@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from bntool.errors import UsageError
 from bntool.fold import fold
-from tests.folding import error, folded, names, prepared, reason
+from tests.folding import Block, error, folded, names, prepared, reason
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -219,3 +222,40 @@ def test_tensors_made_in_inference_mode() -> None:
 
 def test_a_norm_alone_has_nothing_to_go_into() -> None:
     assert "it is all there is" in reason(fold(nn.BatchNorm2d(4).eval(), X.float()).report)
+
+
+class Packed(Tensor):
+    """Numbers held in another form, as quantised weights are: operators see them unpacked."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> Packed:
+        made = Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+        made.inner = values.detach() / 2
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = tree_map(lambda v: v.inner * 2 if isinstance(v, Packed) else v, args)
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
+            return cls(plain[0])
+        return function(*plain, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("packed", "into"), [("conv", "next"), ("next", "conv"), ("norm", ""), ("both", "")])
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_tensors_that_say_themselves_how_they_are_computed_with_stay(
+    packed: str, into: str, form: str
+) -> None:
+    def pack(layer: nn.Module) -> None:
+        layer.weight = nn.Parameter(Packed(layer.weight.detach()))
+
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "next": nn.Conv2d(4, 4, 1)}
+    model = prepared(Block(lambda m, x: m.next(m.norm(m.conv(x))), **layers), X)
+    for name in ("conv", "next") if packed == "both" else (packed,):
+        pack(model.get_submodule(name))
+    _, report = folded(model, X, prepare=False, form=form)
+    assert [entry.into for entry in report.folded] == [into] * bool(into)
+    if packed == "norm":
+        assert reason(report) == "norm.weight is a Packed, of whose numbers nothing is known"

@@ -77,6 +77,8 @@ class Param:
     """Which part of the memory behind `key` it is, where several may share that."""
     source: Hashable = None
     """The stored tensor, where several keys may read one."""
+    own_class: str = ""
+    """The tensor's class, where that decides what operators do with it: then its numbers are not read."""
 
     @property
     def stored(self) -> Hashable:

@@ -103,9 +103,15 @@ def _unknown_value() -> Array:
 
 def tensor_key(tensor: torch.Tensor) -> Hashable:
     """Equal for tensors that share memory: what is written to one shows in the other."""
-    if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
+    if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided or has_own_class(tensor):
         return id(tensor)
     return (tensor.get_device(), tensor.untyped_storage().data_ptr())
+
+
+def has_own_class(tensor: torch.Tensor) -> bool:
+    """Whether its class decides what operators do with it: a quantised or distributed tensor, a fake one."""
+    plain = type(tensor) in (nn.Parameter, torch.Tensor)
+    return not plain and type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def memory_part(tensor: torch.Tensor) -> Hashable:
@@ -122,7 +128,8 @@ def place_of(tensor: torch.Tensor) -> Hashable:
 
 def param_of(tensor: torch.Tensor, name: str) -> Param:
     key, part, dtype = tensor_key(tensor), memory_part(tensor), _dtype_name(tensor.dtype)
-    return Param(name, key, tuple(tensor.shape), dtype, lambda: to_float64(tensor), part=part)
+    shape, own = tuple(tensor.shape), type(tensor).__name__ if has_own_class(tensor) else ""
+    return Param(name, key, shape, dtype, lambda: to_float64(tensor), not own, part, own_class=own)
 
 
 @cache

@@ -9,6 +9,9 @@ KERNELS = "tests/algebra/test_kernels.py::"
 
 #: reason -> the test that shows that doing it all the same would be wrong
 ELSEWHERE = {
+    "{} is a {}, of whose numbers nothing is known": (
+        "tests/test_fold_numbers.py::test_tensors_that_say_themselves_how_they_are_computed_with_stay"
+    ),
     "its mask may hide a whole row, which then is zero and would need the shift too": UP,
     "a shift cannot pass a product with another value": UP,
     "a map cannot pass the softmax of an attention": DOWN,
