@@ -32,6 +32,7 @@ from bntool.tracing import as_graph, call_at, note, restored
 
 SCHEMA_VERSION = 1
 _RECORD = "_bntool_edits"
+_LEFT = "_bntool_left_plan"
 
 Edit = Mapping[str, Any]
 
@@ -53,11 +54,7 @@ def record(model: nn.Module, *edits: Edit) -> None:
     """Note edits that were performed otherwise."""
     if not edits:
         return
-    every = [*recorded(model), *map(dict, edits)]
-    if isinstance(model, fx.GraphModule):
-        note(model, _RECORD, every)
-    else:
-        model.__dict__[_RECORD] = every
+    note(model, _RECORD, [*recorded(model), *map(dict, edits)])
 
 
 def recorded(model: nn.Module) -> list[dict[str, Any]]:
@@ -65,9 +62,14 @@ def recorded(model: nn.Module) -> list[dict[str, Any]]:
     return list(model.__dict__.get(_RECORD, ()))
 
 
+def leave_plan(model: nn.Module) -> None:
+    """Note that it has become what no edits make: a folded graph, a module with merged layers."""
+    note(model, _LEFT, True)
+
+
 def has_plan(model: nn.Module) -> bool:
-    """Whether its edits lead to it from what its factory builds. (Folding into a graph is no edit.)"""
-    return not isinstance(model, fx.GraphModule) or any(edit["op"] == "trace" for edit in recorded(model))
+    """Whether its edits lead to it from what its own class builds."""
+    return _LEFT not in model.__dict__
 
 
 def plan_of(model: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from bntool.copying import copied
+from bntool.edits import leave_plan
 from bntool.fold_job import Job
 from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared, tie_equal, untie
 from bntool.graphs.fx_merge import drop_dead_code
@@ -102,7 +103,10 @@ def folded_graph(
     form = graph_form(model, arguments, keep=keep, merge=merge, split=split, pad_values=pad_values)
     job = Job(form.model, arguments, keep, in_place=True)
     job.run()
-    return finish(form, arguments, keep=keep, merge=merge), job
+    form = finish(form, arguments, keep=keep, merge=merge)
+    if isinstance(form.model, fx.GraphModule) or form.merged:
+        leave_plan(form.model)
+    return form, job
 
 
 def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str], merge: bool) -> GraphForm:

@@ -71,7 +71,7 @@ def _safetensors(model: Any, path: Path, example_inputs: Any, inputs: Sequence[I
     from bntool.sources import weights
 
     if not has_plan(model):
-        what = "these weights fit only a model that a plan can make anew, and this is a graph without one"
+        what = "weights alone fit a model that a plan can make anew, and this has become one that none makes"
         raise UsageError(what, where=str(path), next="Write .pt2 or .onnx.")
     weights.write_safetensors(model, path)
 

@@ -70,10 +70,11 @@ def carry_hooks(model: nn.Module, module: fx.GraphModule) -> None:
         getattr(module, name).update(getattr(model, name))
 
 
-def note(module: fx.GraphModule, name: str, value: Any) -> None:
+def note(module: nn.Module, name: str, value: Any) -> None:
     """Set an attribute that copies keep: deepcopy of a GraphModule knows only those listed in `meta`."""
-    setattr(module, name, value)
-    module.meta.setdefault(fx.graph_module._USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value
+    module.__dict__[name] = value
+    if isinstance(module, fx.GraphModule):
+        module.meta.setdefault(fx.graph_module._USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value
 
 
 def _follow_the_mode(module: fx.GraphModule, trained: FxGraph) -> list[str]:

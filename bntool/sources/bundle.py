@@ -31,7 +31,7 @@ def write(model: nn.Module, folder: Path, specs: Sequence[inputs.InputSpec] = ()
     """Raises: UsageError when it is not known which code built the model."""
     source = origin.of(model)
     if not has_plan(model):
-        what = "a bundle holds a model that a plan can make anew, and this is a graph without one"
+        what = "a bundle holds a model that a plan can make anew, and this has become one that none makes"
         raise UsageError(what, where=str(folder), next="Write .pt2 or .onnx.")
     if source is None:
         what = "a bundle needs to know the factory that made the model, and it was not loaded by a reference"

@@ -26,7 +26,7 @@ def note(model: nn.Module, ref: PythonRef, module: ModuleType) -> None:
     path = Path(file).resolve() if file else None
     root = root_of(path, ref) if path is not None and not installed(path) else None
     files = own_files(path, root) if path is not None and root is not None else []
-    model.__dict__[_NOTE] = {
+    origin = {
         "place": path.name if ref.is_file and path is not None else ref.place,
         "factory": ref.factory,
         "kwargs": dict(ref.kwargs),
@@ -34,10 +34,13 @@ def note(model: nn.Module, ref: PythonRef, module: ModuleType) -> None:
         "files": [str(path) for path in files],
         "inputs": [],
     }
+    set_note(model, origin)
 
 
 def set_note(model: nn.Module, origin: dict[str, Any]) -> None:
-    model.__dict__[_NOTE] = origin
+    from bntool import tracing
+
+    tracing.note(model, _NOTE, origin)
 
 
 def of(model: nn.Module) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from bntool.edits import apply
 from bntool.errors import BntoolError, LoadError, UsageError
 from bntool.save import save
 from bntool.sources import load, open_model, pt2_safety
+from tests.random_norms import randomise_norms
 
 NETS = """
 import torch
@@ -107,8 +108,20 @@ def test_a_bundle_keeps_the_arguments_as_they_were(tmp_path: Path) -> None:
     assert load(str(tmp_path / "out")).unflattened_size == (2, 3)
 
 
-def test_a_graph_is_no_bundle(edited: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="this is a graph without") as caught:
+def test_a_graph_that_a_factory_makes_folds_into_a_bundle(tmp_path: Path) -> None:
+    plain = "nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))"
+    code = f"from torch import fx, nn\n\ndef net():\n    return fx.symbolic_trace({plain})\n"
+    (tmp_path / "nets.py").write_text(code)
+    model = randomise_norms(load(f"{tmp_path}/nets.py:net").eval(), (X,))
+    folded = bntool.fold(model, (X,)).model
+    save(folded, tmp_path / "out")
+    again = load(str(tmp_path / "out")).eval()
+    assert not [m for m in again.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert torch.equal(again(X), folded(X))
+
+
+def test_a_graph_that_nobody_loaded_is_no_bundle(edited: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not loaded by a reference") as caught:
         save(torch.fx.symbolic_trace(edited), tmp_path / "out")
     assert caught.value.where == str(tmp_path / "out")
 
@@ -291,7 +304,7 @@ def test_weights_that_nothing_could_load_are_not_written(ref: str, tmp_path: Pat
     """Merging leaves layers that the factory does not build, and that no plan makes."""
     graph = bntool.fold(load(ref).eval(), (X,), form="graph", merge=True).model
     for name in ("w.safetensors", "folder"):
-        with pytest.raises(UsageError, match="a graph without one"):
+        with pytest.raises(UsageError, match="one that none makes"):
             save(graph, tmp_path / name)
     assert not list(tmp_path.glob("w*"))
 
