@@ -87,7 +87,7 @@ class Job:
 
     def _plan(self, barred: dict[Hashable, str]) -> None:
         if not barred:
-            self.graph = module_graph(self.base, self.inputs)
+            self.graph = module_graph(self.base, self.inputs, for_other_batches=True)
         self.plan = make_plan(self.graph, keep=self.keep, barred=barred)
 
     def _bake(self) -> None:

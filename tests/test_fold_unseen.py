@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.folding import Block, folded
+from tests.folding import TOLERANCE, Block, error, folded
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -130,6 +130,26 @@ def slice_of_the_first_examples(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return m.norm(y), torch.cat([y, x])[2:]
 
 
+def slice_behind_a_concatenated_batch(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.down(x)
+    return m.head(y), torch.cat([y, x])[2:]
+
+
+def slice_of_a_concatenated_slice(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    return m.norm(y), torch.cat([y[2:], x])[:, :2]
+
+
+def slice_as_long_as_the_batch(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.down(x)
+    return m.head(y), torch.cat([y, x], 1)[:, x.shape[0] * 2 :]
+
+
+def halves_of_a_concatenated_batch(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y, z = torch.cat([m.down(x), x]).chunk(2)
+    return m.head(y), z
+
+
 def rows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer along the width keeps channels apart."""
     y = m.norm(m.conv(x))
@@ -169,6 +189,10 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     slice_of_both_parts: False,
     slice_of_all_examples: False,
     slice_of_the_first_examples: False,
+    slice_behind_a_concatenated_batch: False,
+    slice_of_a_concatenated_slice: False,
+    slice_as_long_as_the_batch: False,
+    halves_of_a_concatenated_batch: True,
     rows: True,
     mixed: False,
     batch_statistics: False,
@@ -187,5 +211,7 @@ def test_only_a_reader_that_shows_keeps_a_norm(forward: Callable[[Any, Tensor], 
     model.down = nn.Sequential(model.conv, nn.ReLU(), model.norm)  # from where the norm can only go down
     if forward in (rows, mixed):
         model.conv = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())  # the norm can only go down
-    _, report = folded(model, X)
+    result, report = folded(model, X)
+    if forward is slice_as_long_as_the_batch:
+        assert error(model, result, X[:1]) < TOLERANCE
     assert [e.name for e in report.folded] == ["norm"] * FORWARDS[forward], report.kept

@@ -28,6 +28,8 @@ class FxGraph:
     """The union of all ways through a module and through its islands."""
 
     root: nn.Module
+    for_other_batches: bool = False
+    """Whether it has ways for other batches that only move other data."""
     dark: set[str] = field(default_factory=set)
     """Modules whose own code cannot be traced."""
     called_there: set[str] = field(default_factory=set)
@@ -75,9 +77,10 @@ class FxGraph:
         if sizes is None:
             return self.unsized(node.inputs[0])
         try:
-            return moved_index(node.origin, self.sizes_of[id(node.origin.graph)], self.root, sizes)
+            index = moved_index(node.origin, self.sizes_of[id(node.origin.graph)], self.root, sizes)
         except Exception as error:
             return Blocked(f"what it moves where cannot be followed ({type(error).__name__})")
+        return index if index.size else Blocked("it leaves nothing of what it is given, as large as that is")
 
     def readers(self, key: Hashable) -> Sequence[Node]:
         return self.reading.get(key, [])

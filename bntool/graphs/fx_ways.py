@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from bntool.graphs.fx_batches import differs
 from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
 from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
@@ -57,23 +58,29 @@ def ways_through(
     *,
     sizes_decide: bool = True,
     as_given: bool = False,
+    for_other_batches: bool = False,
 ) -> list[Way] | Failed:
     """Every way through `root`, or the module that cannot be traced.
 
     Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways. Arguments
     with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out. Where a
-    number is read that other batches have another of, there are ways for a batch of one and of one more.
+    number is read that other batches have another of, there are ways for a batch of one and of one more; so
+    there are where a constant slice takes another share of those, if the ways are to be right
+    `for_other_batches` too.
     """
     options = {"sizes_decide": sizes_decide, "as_given": as_given}
     ways, reads_batch = _ways(root, is_leaf, inputs, **options)
-    if isinstance(ways, Failed) or not reads_batch:
+    if isinstance(ways, Failed):
         return ways
-    for others in rebatched(inputs)[:-1]:
+    result = list(ways)
+    for others in rebatched(inputs)[:-1] if reads_batch or for_other_batches else ():
+        if not reads_batch and not any(differs(w.graph, w.sizes, Sizes(root, others)) for w in ways):
+            continue
         more, _ = _ways(root, is_leaf, others, **options, refusable=True)
         if isinstance(more, Failed):
             return more
-        ways += more
-    return ways
+        result += more
+    return result
 
 
 def _ways(

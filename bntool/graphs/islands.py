@@ -27,14 +27,16 @@ def module_graph(
     leaves: tuple[type[nn.Module], ...] = (),
     hooked_whole: bool = False,
     as_given: bool = False,
+    for_other_batches: bool = False,
 ) -> FxGraph:
     """The graph of a module as the planner needs it: every way through it and its islands.
 
     Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
     With `hooked_whole` neither are modules with hooks: a graph that is to be run would lose them. With
-    `as_given` arguments that `inputs` leave out have their defaults, and are none of the graph's.
+    `as_given` arguments that `inputs` leave out have their defaults, and are none of the graph's. Where
+    constant slices take other parts `for_other_batches`, those have ways of their own.
     """
-    graph = FxGraph(root)
+    graph = FxGraph(root, for_other_batches=for_other_batches)
     inside = wrapped(root)
     model = root.get_submodule(inside)
     trace_part(graph, model, inside, inputs, leaves, hooked_whole, whole=True, as_given=as_given)
@@ -88,7 +90,14 @@ def trace_part(
         call_alone(graph, part, prefix)
         return
     while True:
-        ways = ways_through(part, leaf, known, sizes_decide=whole, as_given=as_given)
+        ways = ways_through(
+            part,
+            leaf,
+            known,
+            sizes_decide=whole,
+            as_given=as_given,
+            for_other_batches=graph.for_other_batches,
+        )
         if not isinstance(ways, Failed):
             break
         failed = joined(prefix, ways.path)
