@@ -7,14 +7,14 @@ is the cost. A module that has its own idea of how it is copied or pickled is le
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from collections import OrderedDict
-from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from bntool.graphs.walk import modules_in
@@ -23,10 +23,10 @@ SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
 )
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
-#: what may know modules without their being its own
-REFERRING = frozenset((FunctionType, partial, weakref.ref, tuple, *CONTAINERS))
 #: of these, what knows nothing
-SHARED_VALUES = SHARED - REFERRING
+SHARED_VALUES = SHARED - {FunctionType}
+#: what is not looked into for the functions that it may hold
+KNOWS_NOTHING = (type, ModuleType, Tensor, nn.Module, fx.Graph)
 #: attributes in which a module holds others, parameters and buffers
 MEMBERS = ("_modules", "_parameters", "_buffers")
 
@@ -36,19 +36,22 @@ def keeps_calling(model: nn.Module) -> bool:
     instances hold are not copied, and know the modules that they were made with.
     """
     held = [item for _, module in modules_in(model) for item in module.__dict__.items()]
-    found = [v for name, v in held if type(v) in REFERRING and v and name not in MEMBERS]
-    return any(map(_refers, found))
+    return _refers([v for name, v in held if type(v) not in SHARED_VALUES and name not in MEMBERS])
 
 
-def _refers(value: Any) -> bool:
-    if type(value) is FunctionType:
-        return not str(value.__module__).startswith("torch.")
-    if type(value) is partial:
-        return any(map(_refers, (value.func, *value.args)))
-    if type(value) in REFERRING and type(value) is not weakref.ref:
-        inside = value.values() if isinstance(value, dict) else value
-        return not SHARED_VALUES.issuperset(map(type, inside)) and any(map(_refers, inside))
-    return type(value) is weakref.ref
+def _refers(values: list[Any]) -> bool:
+    """Whether any of them, or what they hold, is a function of the user's or a weak reference."""
+    todo, seen = values, set[int]()
+    while todo:
+        value = todo.pop()
+        kind = type(value)
+        if kind is weakref.ref or (kind is FunctionType and not str(value.__module__).startswith("torch.")):
+            return True
+        if kind in SHARED or id(value) in seen or isinstance(value, KNOWS_NOTHING):
+            continue
+        seen.add(id(value))
+        todo += [value.__self__] if kind is MethodType else gc.get_referents(value)
+    return False
 
 
 def own_inputs(inputs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -20,7 +21,7 @@ ELEMENTWISE = ("identity", "scalar", "relu", "add", "sub", "mul", "div", "batch_
 ROWWISE = ("linear",)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Showing:
     graph: Graph
     _hiding: dict[int, bool] = field(default_factory=dict)
@@ -39,10 +40,17 @@ class Showing:
 
         It looks at no element, so that the many values without such readers cost nothing.
         """
-        if id(reader) not in self._hiding:
-            self._hiding[id(reader)] = self._is_followed(reader) and (
-                self._leaves_out(reader) or all(self._may_hide(r) for r, _ in reader.users)
-            )
+        todo = [reader]  # (graphs may be deeper than the stack)
+        while todo:
+            node = todo[-1]
+            through = self._is_followed(node) and not self._leaves_out(node)
+            below = [r for r, _ in node.users] if through else []
+            unknown = [r for r in below if id(r) not in self._hiding]
+            if unknown and all(self._hiding.get(id(r), True) for r in below):
+                todo.append(unknown[0])
+                continue
+            self._hiding[id(node)] = self._is_followed(node) and all(self._hiding.get(id(r)) for r in below)
+            todo.pop()
         return self._hiding[id(reader)]
 
     def _is_followed(self, node: Node) -> bool:
@@ -56,12 +64,23 @@ class Showing:
 
     def _reaches(self, reader: Node, port: int, changed: Mask) -> bool:
         """Whether a change of these elements, which `reader` reads at `port`, reaches an output."""
-        below = self._below(reader, port, changed) if self._is_followed(reader) else None
-        if below is None:
-            return True
-        if below.ndim > 1:  # what of one example is left out may, in larger batches, not be of another
-            below = np.broadcast_to(below.any(axis=0, keepdims=True), below.shape)
-        return bool(below.any()) and any(self._reaches(r, p, below) for r, p in reader.users)
+        todo = {self._order[id(reader)]: [(reader, port, changed)]}
+        while todo:  # the first of them: what reaches it has all been looked at
+            reads = todo.pop(min(todo))
+            node = reads[0][0]
+            masks = [self._below(*read) if self._is_followed(node) else None for read in reads]
+            if any(m is None for m in masks):
+                return True
+            below = np.logical_or.reduce([m for m in masks if m is not None])
+            if below.ndim > 1:  # what of one example is left out may, in larger batches, not be of another
+                below = np.broadcast_to(below.any(axis=0, keepdims=True), below.shape)
+            for r, p in node.users if below.any() else ():
+                todo.setdefault(self._order[id(r)], []).append((r, p, below))
+        return False
+
+    @cached_property
+    def _order(self) -> dict[int, int]:
+        return {id(node): place for place, node in enumerate(self.graph.nodes)}
 
     def _below(self, node: Node, port: int, changed: Mask) -> Mask | None:
         sizes = self.graph.shape(node)

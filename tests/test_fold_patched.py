@@ -82,6 +82,21 @@ def test_functions_that_a_model_holds_call_the_norms_they_were_made_with() -> No
     assert "cannot be traced" in reason(folded(listed, X)[1])
     weak = Held(weakref.ref, lambda held, x: held()(x))
     assert "cannot be traced" in reason(folded(weak, X)[1])
+    inside = Held(lambda norm: SimpleNamespace(call=lambda x: norm(x)), lambda held, x: held.call(x))
+    assert "cannot be traced" in reason(folded(inside, X)[1])
+    named = Held(lambda norm: deque([Named(lambda x: norm(x), 0)]), lambda held, x: held[0].first(x))
+    assert "cannot be traced" in reason(folded(named, X)[1])
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("patched", [nn.Conv2d, nn.ReLU, nn.BatchNorm2d])
+def test_a_forward_given_to_a_class_of_torch_is_what_runs(
+    patched: type[nn.Module], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = patched.forward
+    monkeypatch.setattr(patched, "forward", lambda self, x: original(self, x) ** 2 - 1)
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "act": nn.ReLU()}
+    folded(Block(lambda m, x: m.act(m.norm(m.conv(x))), **layers), X, form=form)
 
 
 @dataclass

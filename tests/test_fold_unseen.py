@@ -150,6 +150,20 @@ def halves_of_a_concatenated_batch(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return m.head(y), z
 
 
+def slice_far_below(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Deeper than Python's stack, and with a way to go on either side of every sum."""
+    y = m.conv(x)
+    both = torch.cat([y, x], 1)
+    for _ in range(500):
+        both = both * 0.1 + both.relu() * 0.1
+    return m.norm(y), both[:, 4:] + x
+
+
+def concatenated_with_nothing(m: Any, x: Tensor) -> Tensor:
+    """torch lets what has no elements have another rank."""
+    return m.norm(torch.cat([torch.empty(0, dtype=x.dtype), m.conv(x)], 1))
+
+
 def rows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer along the width keeps channels apart."""
     y = m.norm(m.conv(x))
@@ -193,6 +207,8 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     slice_of_a_concatenated_slice: False,
     slice_as_long_as_the_batch: False,
     halves_of_a_concatenated_batch: True,
+    slice_far_below: True,
+    concatenated_with_nothing: True,
     rows: True,
     mixed: False,
     batch_statistics: False,

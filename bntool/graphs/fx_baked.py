@@ -27,6 +27,13 @@ def has_own_forward(module: nn.Module) -> bool:
     return "forward" in module.__dict__
 
 
+def is_torchs_own(module: nn.Module) -> bool:
+    """Whether its forward is the one torch has written for its class: nobody has put another there."""
+    kind = own_type(module)
+    written = getattr(kind.forward, "__globals__", {}).get("__name__")
+    return not has_own_forward(module) and written == kind.__module__
+
+
 def computed_by_hook(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
     return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, HOOKS)]
 

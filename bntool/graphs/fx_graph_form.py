@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from bntool.graphs.base import Node
+from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_modules import FxGraph
 
@@ -39,7 +40,8 @@ def _layer(node: Node, module: fx.GraphModule) -> nn.Module | None:
     if node.kind not in MAKERS or not all(p.writable for p in node.params.values()):
         return None
     tensors = {name: _tensor(module, p.name) for name, p in node.params.items()}
-    return MAKERS[node.kind](node, tensors)
+    made = MAKERS[node.kind](node, tensors)
+    return made if made is None or is_torchs_own(made) else None
 
 
 def _tensor(module: nn.Module, path: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 
 from bntool.graphs import fx_layers as layers
 from bntool.graphs import fx_ops as ops
-from bntool.graphs.fx_baked import has_own_forward, own_type
+from bntool.graphs.fx_baked import has_own_forward, is_torchs_own, own_type
 from bntool.graphs.fx_calls import names
 from bntool.graphs.fx_layers import RANKS, Build
 
@@ -86,7 +86,7 @@ def is_leaf(module: nn.Module, path: str) -> bool:
     if has_own_forward(module):
         return False
     if own_type(module) in MODULES:
-        return True
+        return is_torchs_own(module)
     torch_own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
     return torch_own and (isinstance(module, TORCH_LEAVES) or not _simple(module))
 

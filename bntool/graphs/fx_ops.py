@@ -208,7 +208,8 @@ def concat(call: Call) -> Spec | None:
         if rank is None:
             return None
         dim -= rank
-    return Spec("concat", tuple(parts), {"dim": dim})
+    filled = [p for p in parts if dim == -1 or call.shape(p) != (0,)]  # torch lets those be of any rank
+    return Spec("concat", tuple(filled), {"dim": dim})
 
 
 def clamp(call: Call) -> Spec | None:

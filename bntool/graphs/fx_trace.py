@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bntool.graphs.fx_baked import has_own_forward
+from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_reads import Reads
@@ -242,7 +242,7 @@ class Tracer(fx.Tracer):
     def _called(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.is_leaf_module(m, name) and not self.changed(m):
             return self.create_proxy("call_module", name, args, kwargs)
-        if type(m) is nn.ReLU and len(args) == 1 and not (kwargs or has_own_forward(m)):
+        if type(m) is nn.ReLU and len(args) == 1 and not kwargs and is_torchs_own(m):
             return self.create_proxy("call_function", F.relu, args, {"inplace": m.inplace})  # as its forward
         return m.forward(*args, **kwargs)
 
