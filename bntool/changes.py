@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bntool.algebra.absorbing import NORMS
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.moves import Index
 from bntool.graphs.base import Graph, Node, never_written
@@ -79,10 +80,10 @@ class Constants:
         return value if change is None or change.post is None else change.post(value)
 
     def owners(self, node: Node) -> Iterator[Hashable]:
-        """The parameters a constant derives from."""
-        if node.kind == "parameter":
+        """The parameters a constant derives from; of a norm its own."""
+        if node.kind == "parameter" or node.kind in NORMS:
             yield node.owner
-        for value in node.inputs:
+        for value in node.inputs if node.kind not in NORMS else ():
             yield from self.owners(value)
 
 

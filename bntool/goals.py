@@ -43,7 +43,7 @@ class Absorb:
 
 @dataclass(frozen=True, eq=False)
 class Rely:
-    """The parameters of which `constant` is computed must stay as they are."""
+    """The parameters of which `constant` is computed, or which it has as a norm, must stay as they are."""
 
     constant: Node
 

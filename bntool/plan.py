@@ -96,6 +96,7 @@ class _Planner:
         self.graph, self.keep = graph, keep
         self.calls = calls_by_owner(graph.nodes)
         self.plan = Plan(norms=find_norms(self.calls))
+        self.norms = {norm.owner: norm for norm in self.plan.norms}
         self.constants = Constants(graph, self.plan.changes)
         self.barred = dict(barred)
         for norm in self.plan.norms:  # what stays as it is takes no other norm's map either
@@ -203,8 +204,14 @@ class _Planner:
             return self.graph.unsized(call)
         return ChannelAffine.along(total, 1, rank)
 
+    def _fixed(self, call: Node) -> ChannelAffine | Blocked:
+        """What a norm does at one of its calls, by what it is now."""
+        norm = self.norms[call.owner]
+        return norm.map if isinstance(norm.map, Blocked) else self._current(norm, call)
+
     def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
-        found = Search(self.constants, self.plan.folded_owners, norm.owner, self.barred).run(goals)
+        gone = self.plan.folded_owners
+        found = Search(self.constants, gone, norm.owner, self.barred, self._fixed).run(goals)
         if isinstance(found, Blocked):
             return found
         disagreed = self._agreed(found)

@@ -6,12 +6,13 @@ lost the map. An op that a map passes turns a goal into goals further on; a node
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bntool.algebra.absorbing import NORMS, before, behind
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
+from bntool.algebra.elementwise import line_down, line_up
 from bntool.algebra.moves import Index
 from bntool.algebra.passing import PASSING
 from bntool.algebra.rules import Down, Stay, Task, Up
@@ -69,12 +70,14 @@ class Search:
     """One attempt. `folded`: norms that are gone, `own`: the one to go, `barred`: what must not change.
 
     A key of `barred` is an owner, or the pair of a norm and an owner that must not take this norm's map.
+    `fixed` gives the map that a norm applies as it is.
     """
 
     constants: Constants
     folded: set[Hashable]
     own: Hashable
     barred: Mapping[Hashable, str]
+    fixed: Callable[[Node], ChannelAffine | Blocked]
     budget: int = BUDGET
 
     def __post_init__(self) -> None:
@@ -162,7 +165,7 @@ class Search:
             ways, whole = self._goals(node, PASSING[node.kind].up(self._site(node), m)), combination(node)
             return ways if whole is None else _either(ways, self._above_whole(whole, m))
         form = behind(node.kind, node.attrs, shapes(node), m)
-        return self._taken(node, "after", form)
+        return self._past_norm(node, "after", m, self._taken(node, "after", form))
 
     def _above_whole(self, whole: Combination, m: ChannelAffine) -> list[list[Goal]] | Blocked:
         tasks = PASSING[whole.node.kind].up(self._site(whole.node), m)
@@ -184,7 +187,7 @@ class Search:
             whole = next(combinations_below(node, goal.port), None) if node.kind in LINES else None
             return ways if whole is None else _either(ways, self._below_whole(whole, goal))
         form = before(node.kind, node.attrs, shapes(node), goal.map)
-        return self._taken(node, "before", form)
+        return self._past_norm(node, "before", goal.map, self._taken(node, "before", form))
 
     def _below_whole(self, whole: Combination, goal: Cope) -> list[list[Goal]] | Blocked:
         """All reads of the value within the combination at once."""
@@ -234,6 +237,19 @@ class Search:
         if node.watched or node.changed_by:
             return Blocked(node.watched or f"{place(node)} is changed in place by {node.changed_by}")
         return [[Cope(reader, port, m) for reader, port in node.users]]
+
+    def _past_norm(
+        self, node: Node, side: str, m: ChannelAffine, taken: list[list[Goal]] | Blocked
+    ) -> list[list[Goal]] | Blocked:
+        """Beside the ways in which a node takes a map, the one past a norm that stays what it is."""
+        own = self.fixed(node) if is_norm(node) else taken
+        if not isinstance(own, ChannelAffine):
+            return taken
+        site, line = self._site(node), (own.scale, own.shift)
+        tasks = line_up(site, 0, m, line) if side == "after" else line_down(site, m, line)
+        past = self._goals(node, tasks)
+        past = past if isinstance(past, Blocked) else [[Rely(node), *way] for way in past]
+        return _either(taken, past)
 
     def _taken(self, node: Node, side: str, form: ChannelAffine | Blocked) -> list[list[Goal]] | Blocked:
         if isinstance(form, Blocked):

@@ -320,6 +320,26 @@ def test_a_norm_that_is_kept_takes_no_other_norms_map() -> None:
     assert torch.equal(result[2].weight, model[2].weight)
 
 
+@pytest.mark.parametrize("where", ["ahead", "behind"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_map_passes_a_norm_that_stays(where: str, zero: bool) -> None:
+    """`f(m(x)) = g(f(x))`, unless it would have to be undone where f multiplies with zero."""
+    if where == "ahead":
+        layers = [nn.Tanh(), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)]
+    else:
+        layers = [nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Tanh()]
+    model = prepared(nn.Sequential(*layers), X)
+    stays, goes = ("2", "1") if where == "ahead" else ("1", "2")
+    if zero:
+        model.get_submodule(stays).weight.data[0] = 0
+    result, report = folded(model, X, prepare=False, keep=[stays])
+    assert names(report.folded) == ([goes] if where == "ahead" or not zero else [])
+    kept = result.get_submodule(stays).state_dict()
+    assert all(
+        torch.equal(kept[name], value) for name, value in model.get_submodule(stays).state_dict().items()
+    )
+
+
 class OtherOrder(nn.Module):
     """Declared in another order than called."""
 

@@ -77,7 +77,7 @@ def _quotient_down(site: Site, port: int, m: ChannelAffine) -> Ways:
     return [[Down(result(site, ChannelAffine(1.0 / m.scale, m.shift)))]]
 
 
-def _line_down(site: Site, m: ChannelAffine, line: Line) -> Ways:
+def line_down(site: Site, m: ChannelAffine, line: Line) -> Ways:
     """`y = a * x + b` with x = s * x' + t: y = s * y' + (a * t + b - s * b), and y = y' where a is zero."""
     a, b = line
     m = result(site, m)
@@ -86,7 +86,7 @@ def _line_down(site: Site, m: ChannelAffine, line: Line) -> Ways:
     return [[Down(ChannelAffine(squeeze(scale, 1.0), squeeze(shift, 0.0)).aligned())]]
 
 
-def _line_up(site: Site, port: int, m: ChannelAffine, line: Line) -> Ways:
+def line_up(site: Site, port: int, m: ChannelAffine, line: Line) -> Ways:
     """`s * (a * x + b) + t = a * x' + b` with x' = s * x + (s * b + t - b) / a."""
     a, b = line
     wanted, a = np.broadcast_arrays(m.scale * b + m.shift - b, a)
@@ -128,12 +128,12 @@ def _of_two(
     def either_down(site: Site, port: int, m: ChannelAffine) -> Ways:
         ways = down(site, port, m)
         line = _line(kind, site, port) if isinstance(ways, Blocked) else None
-        return ways if line is None else _relying(1 - port, _line_down(site, m, line))
+        return ways if line is None else _relying(1 - port, line_down(site, m, line))
 
     def either_up(site: Site, m: ChannelAffine) -> Ways:
         ways = up(site, m)
         lines = [(port, _line(kind, site, port)) for port in (0, 1)]
-        more = [_relying(1 - port, _line_up(site, port, m, line)) for port, line in lines if line is not None]
+        more = [_relying(1 - port, line_up(site, port, m, line)) for port, line in lines if line is not None]
         return ways_together(ways, *more)
 
     return Passing(either_down, either_up)
@@ -143,7 +143,7 @@ def _combination_down(site: Site, port: int, m: ChannelAffine) -> Ways:
     """`y = sum(a * x) + shift` with `factors` a: a value that cancels out is not read at all."""
     a, b = site.attrs["factors"][port], site.attrs["shift"]
     if a == 0 or sum(map(bool, site.attrs["factors"])) == 1:
-        return _line_down(site, m, (np.asarray(a), np.asarray(b)))
+        return line_down(site, m, (np.asarray(a), np.asarray(b)))
     if m.scales:
         return Blocked("a scale of one summand cannot pass a sum")
     return [[Down(result(site, ChannelAffine(m.scale, a * m.shift)))]]
@@ -167,6 +167,6 @@ COMBINATION = Passing(_combination_down, _combination_up)
 PRODUCT = _of_two("mul", _product_down, _product_up)
 QUOTIENT = _of_two("div", _quotient_down, _quotient_up)
 NUMBERS = Passing(
-    lambda site, port, m: _line_down(site, m, _literal(site)),
-    lambda site, m: _line_up(site, 0, m, _literal(site)),
+    lambda site, port, m: line_down(site, m, _literal(site)),
+    lambda site, m: line_up(site, 0, m, _literal(site)),
 )

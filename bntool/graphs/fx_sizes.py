@@ -134,8 +134,9 @@ class Sizes:
 
     def _call_module(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.module(name)
-        if isinstance(module, nn.modules.batchnorm._NormBase) and args and not kwargs:
-            return args[0]  # its size is its input's, and working that out the long way takes 9 ms
+        given = (*args, *kwargs.values())
+        if isinstance(module, nn.modules.batchnorm._NormBase) and len(given) == 1:
+            return given[0]  # its size is its input's, and working that out the long way takes 9 ms
         if type(module) in CONVS and len(args) == 1:
             return self._conv(module, args[0])
         tensors = (*module.named_parameters(), *module.named_buffers())

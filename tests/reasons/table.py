@@ -9,6 +9,9 @@ KERNELS = "tests/algebra/test_kernels.py::"
 
 #: reason -> the test that shows that doing it all the same would be wrong
 ELSEWHERE = {
+    "it leaves nothing of what it is given, as large as that is": (
+        "tests/test_fold_unseen.py::test_only_a_reader_that_shows_keeps_a_norm"
+    ),
     "{} is a {}, of whose numbers nothing is known": (
         "tests/test_fold_numbers.py::test_tensors_that_say_themselves_how_they_are_computed_with_stay"
     ),
