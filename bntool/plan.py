@@ -155,13 +155,28 @@ class _Planner:
         """Without the norm its output is its input: what changes one in place would change the other."""
         for call in norm.calls:
             chain = self._one_storage(call.inputs[0])
-            writers = [r for v in chain for r, _ in v.users if r.overwrites and r is not call]
-            if writers and self._last_read(call) > min(map(self._position, writers)):
+            if any(self._position(call) < w < self._last_read(call) for w in self._writes(call, chain[-1])):
                 return Blocked(f"its input {place(chain[0])} is changed in place elsewhere")
             exclusive = all(len(v.users) == 1 for v in chain) and chain[-1].kind not in ("input", "parameter")
             if not exclusive and self._is_overwritten(call):
                 return Blocked("its output is changed in place, which would now change its input")
         return None
+
+    def _writes(self, call: Node, value: Node) -> list[int]:
+        """When anything but `call` changes the memory of `value`, also through a view nobody knows."""
+        while value.inputs and (value.overwrites or value.kind in SHARING):
+            value = value.inputs[0]
+        found, todo = dict.fromkeys([(value, False)]), [(value, False)]
+        while todo:
+            value, hidden = todo.pop()
+            for reader, port in value.users if value is not call else ():
+                writes = reader.overwrites and (port == 0 or reader.kind == "opaque")
+                shares = writes or reader.kind in SHARING or reader.owner in self.plan.folded_owners
+                here = (reader, hidden or not shares)
+                if (shares or reader.kind == "opaque") and here not in found:
+                    found[here] = None
+                    todo.append(here)
+        return [self._position(n) for n, hidden in found if n.overwrites and (n.watched or not hidden)]
 
     def _one_storage(self, value: Node) -> list[Node]:
         """The value and those upwards whose memory it may share."""

@@ -164,6 +164,32 @@ def concatenated_with_nothing(m: Any, x: Tensor) -> Tensor:
     return m.norm(torch.cat([torch.empty(0, dtype=x.dtype), m.conv(x)], 1))
 
 
+def write_to_a_view_of_what_the_norm_reads(m: Any, x: Tensor) -> Tensor:
+    """Without the norm its output would be the conv's."""
+    y = m.conv(x)
+    z = m.norm(y)
+    y.chunk(2, 1)[1].add_(1)
+    return z
+
+
+def write_to_two_values(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.norm(y)
+    torch._foreach_add_([x * 1, y], [1, 1])
+    return z
+
+
+def write_before_the_norm_reads(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x).relu()
+    y.flatten(1).add_(1)
+    return m.head(m.norm(y))
+
+
+def reader_that_writes_to_another(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x).relu()
+    return m.head(m.norm(y)), (x * 2).add_(y)
+
+
 def rows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer along the width keeps channels apart."""
     y = m.norm(m.conv(x))
@@ -209,6 +235,10 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     halves_of_a_concatenated_batch: True,
     slice_far_below: True,
     concatenated_with_nothing: True,
+    write_to_a_view_of_what_the_norm_reads: False,
+    write_to_two_values: False,
+    write_before_the_norm_reads: True,
+    reader_that_writes_to_another: True,
     rows: True,
     mixed: False,
     batch_statistics: False,

@@ -99,7 +99,10 @@ class Translator:
         new = self._add(node, spec if spec is not None else self._opaque(node))
         if changes_in_place(node) and new.kind != "identity":  # an in-place dropout in eval changes nothing
             new.overwrites = True
-            for target in overwritten(node):
+            targets = overwritten(node)
+            if [self.now.get(target) for target in targets] != [*new.inputs[:1]]:
+                new.watched = new.watched or f"{new.where} changes several values in place"
+            for target in targets:
                 self._overwrite(target, new)
 
     def _spec(self, node: fx.Node) -> Spec | None:
