@@ -36,8 +36,8 @@ def keeps_calling(model: nn.Module) -> bool:
     instances hold are not copied, and know the modules that they were made with.
     """
     held = [item for _, module in modules_in(model) for item in module.__dict__.items()]
-    full = [(name, v) for name, v in held if type(v) not in SHARED_VALUES and (type(v) not in CONTAINERS or v)]
-    return _refers([v for name, v in full if name not in MEMBERS])
+    full = [item for item in held if type(item[1]) not in CONTAINERS or item[1]]
+    return _refers([v for name, v in full if type(v) not in SHARED_VALUES and name not in MEMBERS])
 
 
 def _refers(values: list[Any]) -> bool:
