@@ -9,9 +9,10 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from bntool.blame import checked
-from bntool.graphs.exported import program_graph
+from bntool.changes import same
+from bntool.graphs.exported import other_batches, program_graph
 from bntool.graphs.fx_modules import FxGraph
-from bntool.plan import Plan, make_plan
+from bntool.plan import Plan, Step, make_plan
 from bntool.program_edit import ProgramEdit
 from bntool.program_merge import merge_branches
 from bntool.progress import Progress, silent
@@ -81,19 +82,37 @@ class Folded:
 def _merged_and_folded(program: ExportedProgram, inputs: Any, keep: Sequence[str], merge: bool) -> Folded:
     start, merged = merge_branches(program, inputs, keep=keep) if merge else (program, [])
     graph = program_graph(start, inputs)
-    folded, plan = _folded(start, graph, keep)
+    folded, plan = _folded(start, graph, keep, other_batches(start, graph, inputs))
     if merge:
         folded, late = merge_branches(folded, inputs, keep=keep)
         merged += late
     return Folded(folded, graph, plan, merged)
 
 
-def _folded(program: ExportedProgram, graph: FxGraph, keep: Sequence[str]) -> tuple[ExportedProgram, Plan]:
-    """The program with every norm folded that can go, and whose new weights fit their dtype."""
+def _folded(
+    program: ExportedProgram, graph: FxGraph, keep: Sequence[str], others: Sequence[FxGraph]
+) -> tuple[ExportedProgram, Plan]:
+    """The program with every norm folded that can go, and whose new weights fit their dtype.
+
+    `others` are the program as it is for other batches, where all that goes has to go alike.
+    """
     barred: dict[Hashable, str] = {}
     while True:
-        plan = make_plan(graph, keep=keep, barred=barred)
+        plan, *there = [make_plan(g, keep=keep, barred=barred) for g in (graph, *others)]
+        odd = [s for s in plan.steps if not all(any(_alike(s, t) for t in p.steps) for p in there)]
+        if odd:
+            barred |= {
+                step.norm.owner: "its map would have to go elsewhere for other batches" for step in odd
+            }
+            continue
         try:
             return ProgramEdit.of(program).carried_out(graph, plan), plan
         except OutOfRange as problem:
             barred[plan.to_blame(problem)] = problem.reason
+
+
+def _alike(one: Step, other: Step) -> bool:
+    pairs = list(zip(one.absorbed, other.absorbed, strict=False))
+    if one.norm.owner != other.norm.owner or len(one.absorbed) != len(other.absorbed):
+        return False
+    return all((a.node.owner, a.side) == (b.node.owner, b.side) and same(a.form, b.form) for a, b in pairs)

@@ -15,6 +15,8 @@ from torch.export import Dim, ExportedProgram
 
 from bntool.fold import fold
 from bntool.sources.pt2 import sample_inputs
+from tests.folding import TOLERANCE, Block, prepared, reason
+from tests.folding import error as difference
 from tests.random_norms import randomise_norms
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -365,3 +367,19 @@ def test_zero_padding_that_is_in_the_way_is_a_matter_of_the_module() -> None:
     model = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1))
     report = fold(exported(model, X)).report
     assert "--pad-values may help with the module, before its export" in report.kept[0].reason
+
+
+def test_what_only_the_example_batch_leaves_out_keeps_a_norm() -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.norm(m.conv(x).relu())
+        return m.head(y), torch.cat([y, x])[2:]
+
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "head": nn.Conv2d(4, 2, 1)}
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = prepared(Block(forward, **layers), x)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+    result = fold(program, verify=False)
+    assert "other batches" in reason(result.report)
+    assert difference(program.module(), result.model.module(), torch.cat([x, -x])) < TOLERANCE
+    fixed = torch.export.export(model, (x,), strict=False)
+    assert not fold(fixed, verify=False).report.kept
