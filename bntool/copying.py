@@ -27,6 +27,7 @@ CONTAINERS = frozenset((dict, OrderedDict, list, set))
 SHARED_VALUES = SHARED - {FunctionType}
 #: what is not looked into for the functions that it may hold
 KNOWS_NOTHING = (type, ModuleType, Tensor, nn.Module, fx.Graph)
+COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 #: attributes in which a module holds others, parameters and buffers
 MEMBERS = ("_modules", "_parameters", "_buffers")
 
@@ -105,8 +106,8 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _is_result(value: Any) -> bool:
-    """Whether it was computed, as a weight by a hook before every call: torch cannot copy such a tensor."""
-    return isinstance(value, Tensor) and value.grad_fn is not None
+    """Whether torch cannot copy a tensor: computed (a weight, by a hook before every call) or compressed."""
+    return isinstance(value, Tensor) and (value.grad_fn is not None or value.layout in COMPRESSED)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -293,3 +293,11 @@ def test_a_graph_does_not_forget_what_a_hook_hands_back() -> None:
 
     for form in ("module", "graph"):
         assert len(outputs(folded(Seen(), X, form=form)[0], X)) == 2
+
+
+def test_a_compressed_buffer_is_copied() -> None:
+    model = Sequence()
+    model.register_buffer("mask", torch.eye(3).to_sparse_csr())
+    result, report = folded(model, X)
+    assert names(report.folded) == ["norm"]
+    assert result.mask is not model.mask
