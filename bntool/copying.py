@@ -68,7 +68,8 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return known  # type: ignore[no-any-return]
     if not _plain(type(module)):
         for part in module.modules():
-            memo |= {id(v): _own(v) for v in part.__dict__.values() if _is_result(v)}
+            held = (*part.__dict__.values(), *part._parameters.values(), *part._buffers.values())
+            memo |= {id(v): _own(v) for v in held if _is_result(v) and id(v) not in memo}
         return copy.deepcopy(module, memo)
     new = memo[id(module)] = type(module).__new__(type(module))
     for name, value in module.__dict__.items():

@@ -295,8 +295,16 @@ def test_a_graph_does_not_forget_what_a_hook_hands_back() -> None:
         assert len(outputs(folded(Seen(), X, form=form)[0], X)) == 2
 
 
-def test_a_compressed_buffer_is_copied() -> None:
-    model = Sequence()
+class Pickled(Sequence):
+    """Has its own idea of how it is copied."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@pytest.mark.parametrize("kind", [Sequence, Pickled])
+def test_a_compressed_buffer_is_copied(kind: type[nn.Module]) -> None:
+    model = kind()
     model.register_buffer("mask", torch.eye(3).to_sparse_csr())
     result, report = folded(model, X)
     assert names(report.folded) == ["norm"]
