@@ -23,7 +23,7 @@ SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
 )
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
-#: of these, what knows nothing
+#: of what is shared, what knows nothing
 SHARED_VALUES = SHARED - {FunctionType}
 #: what is not looked into for the functions that it may hold
 KNOWS_NOTHING = (type, ModuleType, Tensor, nn.Module, fx.Graph)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from bntool.algebra.affine import Blocked
 from bntool.copying import copied
 from bntool.edits import becomes, exchange, left_of, nothing_of
 from bntool.graphs.fx_calls import has_own_class, place_of
@@ -17,7 +16,7 @@ from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_translate import AFTERWARDS
 from bntool.graphs.walk import modules_in
 from bntool.plan import Plan
-from bntool.rewriting import OutOfRange, Rewrite, rewrites
+from bntool.rewriting import OutOfRange, Rewrite, fitting, rewrites
 from bntool.room import Room
 from bntool.tensors import Arithmetic
 
@@ -102,7 +101,7 @@ def folded_copy(model: nn.Module, plan: Plan, room: Room) -> nn.Module:
     for rewrite in todo:
         if rewrite.param is not None:
             old = held.tensor(rewrite.param.name)
-            new = _checked(rewrite, old, arithmetic)
+            new = fitting(rewrite, arithmetic.rewritten(rewrite, old))
             memo |= {id(twin): put(twin, new) for twin in held.same(old)}
     for path in norm_paths(plan):
         module = held.module(path)
@@ -142,21 +141,12 @@ def _finish(model: nn.Module, plan: Plan, biases: Sequence[NewBias]) -> None:
     exchange(model, {id(m): left_of(m, afterwards(m)) for m in norms if not isinstance(m, nn.Identity)})
 
 
-def _checked(rewrite: Rewrite, old: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-    tensor = arithmetic.rewritten(rewrite, old)
-    if isinstance(tensor, Blocked):
-        raise OutOfRange(rewrite, tensor.reason)
-    return tensor
-
-
 def _new_bias(held: Held, rewrite: Rewrite, arithmetic: Arithmetic) -> NewBias:
     node = rewrite.node
     weight = held.named.get(node.params["weight"].name)
     if weight is None:  # the layer's own forward computes it from the one it holds
         weight = held.tensor(f"{node.where}.weight")
-    new = arithmetic.made(rewrite, weight)
-    if isinstance(new, Blocked):
-        raise OutOfRange(rewrite, new.reason)
+    new = fitting(rewrite, arithmetic.made(rewrite, weight))
     bias = nn.Parameter(new, requires_grad=weight.requires_grad)
     return NewBias(held.without_bias(weight) or [node.where], bias)
 

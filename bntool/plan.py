@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.norms import norm_map
@@ -16,9 +15,11 @@ from bntool.attempts import ATTEMPTS
 from bntool.changes import Change, Constants, same
 from bntool.globs import matches
 from bntool.goals import Absorb, Found, Goal
-from bntool.graphs.base import SHARING, Graph, Node, Param
+from bntool.graphs.base import Graph, Node, Param
+from bntool.memory import Memory
 from bntool.rewriting import OutOfRange
 from bntool.search import Search, is_norm, place
+from bntool.showing import Showing
 
 
 @dataclass(eq=False)
@@ -98,6 +99,8 @@ class _Planner:
         self.plan = Plan(norms=find_norms(self.calls))
         self.norms = {norm.owner: norm for norm in self.plan.norms}
         self.constants = Constants(graph, self.plan.changes)
+        self.memory = Memory(graph, self.plan.folded_owners)
+        self.showing = Showing(graph)
         self.barred = dict(barred)
         for norm in self.plan.norms:  # what stays as it is takes no other norm's map either
             refusal = self._may_go(norm)
@@ -146,66 +149,10 @@ class _Planner:
             goals = attempt(pairs)
             found = goals if isinstance(goals, Blocked) else self._search(norm, goals)
             if not isinstance(found, Blocked):
-                overwritten = self._nothing_overwrites(norm)
+                overwritten = self.memory.nothing_overwrites(norm.calls)
                 return Step(norm, tuple(found.absorbed)) if overwritten is None else overwritten
             refusals.append(found.reason)
         return Blocked(f"not into what feeds it ({refusals[0]}); not into what it feeds ({refusals[1]})")
-
-    def _nothing_overwrites(self, norm: Norm) -> Blocked | None:
-        """Without the norm its output is its input: what changes one in place would change the other."""
-        for call in norm.calls:
-            chain = self._one_storage(call.inputs[0])
-            if any(self._position(call) < w < self._last_read(call) for w in self._writes(call, chain[-1])):
-                return Blocked(f"its input {place(chain[0])} is changed in place elsewhere")
-            exclusive = all(len(v.users) == 1 for v in chain) and chain[-1].kind not in ("input", "parameter")
-            if not exclusive and self._is_overwritten(call):
-                return Blocked("its output is changed in place, which would now change its input")
-        return None
-
-    def _writes(self, call: Node, value: Node) -> list[int]:
-        """When anything but `call` changes the memory of `value`, also through a view nobody knows."""
-        while value.inputs and (value.overwrites or value.kind in SHARING):
-            value = value.inputs[0]
-        found, todo = dict.fromkeys([(value, False)]), [(value, False)]
-        while todo:
-            value, hidden = todo.pop()
-            for reader, port in value.users if value is not call else ():
-                writes = reader.overwrites and (port == 0 or reader.kind == "opaque")
-                shares = writes or reader.kind in SHARING or reader.owner in self.plan.folded_owners
-                here = (reader, hidden or not shares)
-                if (shares or reader.kind == "opaque") and here not in found:
-                    found[here] = None
-                    todo.append(here)
-        return [self._position(n) for n, hidden in found if n.overwrites and (n.watched or not hidden)]
-
-    def _one_storage(self, value: Node) -> list[Node]:
-        """The value and those upwards whose memory it may share."""
-        chain = [value]
-        while chain[-1].kind in SHARING or chain[-1].owner in self.plan.folded_owners:
-            if not chain[-1].inputs:
-                break
-            chain.append(chain[-1].inputs[0])
-        return chain
-
-    def _is_overwritten(self, value: Node) -> bool:
-        overwritten = any(r.overwrites for r, _ in value.users)
-        return overwritten or any(self._is_overwritten(r) for r in self._sharing(value))
-
-    def _last_read(self, value: Node) -> int:
-        """When the value, or what may be its memory, is read for the last time."""
-        own = max((self._position(r) for r, _ in value.users), default=-1)
-        return max([own, *map(self._last_read, self._sharing(value))])
-
-    def _sharing(self, value: Node) -> list[Node]:
-        """The readers whose value may be the memory of `value`."""
-        return [r for r, _ in value.users if r.kind in SHARING or r.owner in self.plan.folded_owners]
-
-    def _position(self, node: Node) -> int:
-        return self.order[id(node)]
-
-    @cached_property
-    def order(self) -> dict[int, int]:
-        return {id(node): place for place, node in enumerate(self.graph.nodes)}
 
     def _current(self, norm: Norm, call: Node) -> ChannelAffine | Blocked:
         """The norm's map with what it has absorbed itself, laid along the value's channel dimension."""
@@ -226,7 +173,8 @@ class _Planner:
 
     def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
         gone = self.plan.folded_owners
-        found = Search(self.constants, gone, norm.owner, self.barred, self._fixed).run(goals)
+        search = Search(self.constants, self.showing, gone, norm.owner, self.barred, self._fixed)
+        found = search.run(goals)
         if isinstance(found, Blocked):
             return found
         disagreed = self._agreed(found)

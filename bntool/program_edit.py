@@ -13,13 +13,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, SymIntArgument, TensorArgument
 
-from bntool.algebra.affine import Blocked
 from bntool.graphs.aten_rules import TUPLES
 from bntool.graphs.aten_schema import aten_name
 from bntool.graphs.base import Node
 from bntool.graphs.fx_modules import FxGraph
 from bntool.plan import Plan
-from bntool.rewriting import OutOfRange, Rewrite, rewrites
+from bntool.rewriting import OutOfRange, Rewrite, fitting, rewrites
 from bntool.tensors import Arithmetic
 
 #: where an operator takes its bias
@@ -89,9 +88,7 @@ class ProgramEdit:
         assert rewrite.param is not None
         given = {**self.program.constants, **self.program.state_dict}
         old = given[rewrite.param.name]
-        new = Arithmetic().rewritten(rewrite, old)
-        if isinstance(new, Blocked):
-            raise OutOfRange(rewrite, new.reason)
+        new = fitting(rewrite, Arithmetic().rewritten(rewrite, old))
         same = {name for name, other in given.items() if isinstance(other, Tensor) and _is_same(other, old)}
         for holder in (self.state, self.constants):
             holder.update((name, like(new, given[name])) for name in holder.keys() & same)

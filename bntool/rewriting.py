@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from bntool.algebra.absorbing import AFFINE, NORMS
-from bntool.algebra.affine import Array, ChannelAffine
+from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.linear import LINEAR, carried, factor, new_bias, out_channels
 from bntool.changes import Change
 from bntool.graphs.base import Node, Param
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,13 @@ class OutOfRange(Exception):
         """How much a map that was absorbed there has to do with it."""
         by_shift = self.rewrite.name == "bias"
         return float(np.abs(form.shift if by_shift else form.scale).max(initial=0.0))
+
+
+def fitting(rewrite: Rewrite, made: T | Blocked) -> T:
+    """What a rewrite has made. Raises: OutOfRange."""
+    if isinstance(made, Blocked):
+        raise OutOfRange(rewrite, made.reason)
+    return made
 
 
 def rewrites(changes: Iterable[Change]) -> list[Rewrite]:

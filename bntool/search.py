@@ -74,14 +74,12 @@ class Search:
     """
 
     constants: Constants
+    showing: Showing
     folded: set[Hashable]
     own: Hashable
     barred: Mapping[Hashable, str]
     fixed: Callable[[Node], ChannelAffine | Blocked]
     budget: int = BUDGET
-
-    def __post_init__(self) -> None:
-        self._shows = Showing(self.graph).shows
 
     @property
     def graph(self) -> Graph:
@@ -152,7 +150,7 @@ class Search:
         """The readers that would see the map and have not asked for it, at each port by itself: `y * y`."""
         asked = [m.operand for m in makes]
         others = [(r, port) for r, port in value.users if (id(r), port) not in asked]
-        shown = [(r, port) for r, port in others if self._shows(r, port, makes[0].map)]
+        shown = [(r, port) for r, port in others if self.showing.shows(r, port, makes[0].map)]
         return [r for r, port in shown if not _cancels_out(r, port, others)]
 
     def _gone(self, node: Node) -> bool:
@@ -178,7 +176,7 @@ class Search:
             return [[]]
         if node.kind == "output":
             return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
-        if not self._shows(node, goal.port, goal.map):
+        if not self.showing.shows(node, goal.port, goal.map):
             return [[]]
         if self._gone(node):
             return self._below(node, goal.map)

@@ -46,7 +46,7 @@ output           *       -: what leaves the model (or the traced island) and mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -155,9 +155,9 @@ FRESH = frozenset(
 )
 
 
-def memory_of(node: Node) -> Node:
-    """The value whose memory this one's is, or may be once norms are folded."""
-    while node.inputs and (node.overwrites or node.kind in (*SHARING, *NORMS)):
+def memory_of(node: Node, kinds: Container[str] = (*SHARING, *NORMS)) -> Node:
+    """The value whose memory this one's is, or may be once norms are folded (without them: `SHARING`)."""
+    while node.inputs and (node.overwrites or node.kind in kinds):
         node = node.inputs[0]
     return node
 

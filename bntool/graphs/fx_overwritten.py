@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from bntool.algebra.absorbing import NORMS
-from bntool.graphs.base import FRESH, SHARING, Node
+from bntool.graphs.base import FRESH, SHARING, Node, memory_of
 from bntool.graphs.fx_calls import function_name
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 
@@ -81,8 +81,7 @@ class Overwritten:
 
     def _is_own(self, value: Node) -> bool:
         """Whether the forward itself has made its memory: it is no input's, parameter's or constant's."""
-        while value.inputs and (value.overwrites or value.kind in SHARING):
-            value = value.inputs[0]
+        value = memory_of(value, SHARING)
         return value.kind in FRESH or value.kind in NORMS or self._has_new_memory(value)
 
     def _has_new_memory(self, node: Node) -> bool:
