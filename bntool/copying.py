@@ -36,9 +36,13 @@ def keeps_calling(model: nn.Module) -> bool:
     """Whether copies of `model` may go on calling its own modules: functions and weak references that
     instances hold are not copied, and know the modules that they were made with.
     """
-    held = [item for _, module in modules_in(model) for item in module.__dict__.items()]
-    full = [item for item in held if type(item[1]) not in CONTAINERS or item[1]]
-    return _refers([v for name, v in full if type(v) not in SHARED_VALUES and name not in MEMBERS])
+    return _refers([v for _, module in modules_in(model) for v in _of_its_own(module)])
+
+
+def _of_its_own(module: nn.Module) -> list[Any]:
+    """What it holds beside other modules, parameters, buffers and plain values."""
+    held = [(name, v) for name, v in module.__dict__.items() if type(v) not in SHARED_VALUES]
+    return [v for name, v in held if (type(v) not in CONTAINERS or v) and name not in MEMBERS]
 
 
 def _refers(values: list[Any]) -> bool:

@@ -50,11 +50,11 @@ def fold(
     if form not in ("module", "graph"):
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
     model = load(str(model)) if isinstance(model, str | Path) else model
-    keep = listed(keep)
-    if pad_values and kind_of(model) != "module":
+    keep, kind = listed(keep), kind_of(model)
+    if pad_values and kind != "module":
         advice = "Fold the module it was exported from with form='graph', then export that."
         raise UsageError("exported files keep their padding", where="pad_values", next=advice)
-    if kind_of(model) == "onnx":
+    if kind == "onnx":
         from bntool.fold_onnx import fold_model, shapes_of
 
         return fold_model(
@@ -66,7 +66,7 @@ def fold(
             shapes=shapes_of(example_inputs),
             progress=progress,
         )
-    if kind_of(model) == "program":
+    if kind == "program":
         if split:
             raise UsageError(
                 "a torch.export program folds without splitting shared layers",

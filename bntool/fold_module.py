@@ -59,6 +59,10 @@ class Held:
         found = self.named.get(name)
         return attribute(self.model, name) if found is None else found
 
+    def present(self, todo: Sequence[Rewrite]) -> list[tuple[Rewrite, torch.Tensor]]:
+        """The rewrites of tensors that are there, each with its own."""
+        return [(r, self.tensor(r.param.name)) for r in todo if r.param is not None]
+
     def same(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """All that are this one: the same part of the same memory."""
         return _twins(tensor, self._at.get(_address(tensor), [tensor]))
@@ -97,12 +101,11 @@ def folded_copy(model: nn.Module, plan: Plan, room: Room) -> nn.Module:
     """
     held, arithmetic, todo = Held(model), Arithmetic(room), rewrites(plan.changes.values())
     biases = [_new_bias(held, r, arithmetic) for r in todo if r.param is None]
-    memo: dict[int, Any] = {}
-    for rewrite in todo:
-        if rewrite.param is not None:
-            old = held.tensor(rewrite.param.name)
-            new = fitting(rewrite, arithmetic.rewritten(rewrite, old))
-            memo |= {id(twin): put(twin, new) for twin in held.same(old)}
+    present = held.present(todo)
+    made = zip(present, arithmetic.all_rewritten(present), strict=True)
+    news = [(old, fitting(rewrite, new)) for (rewrite, old), new in made]
+    memo: dict[int, Any] = {id(twin): put(twin, new) for old, new in news for twin in held.same(old)}
+    memo = {**room.copies(), **memo}
     for path in norm_paths(plan):
         module = held.module(path)
         if not afterwards(module):
@@ -118,7 +121,7 @@ def fold_here(model: nn.Module, plan: Plan) -> None:
     Raises: OutOfRange when a new value does not fit its dtype; nothing has changed then.
     """
     held, arithmetic, todo = Held(model), Arithmetic(), rewrites(plan.changes.values())
-    present = [(r, held.tensor(r.param.name)) for r in todo if r.param is not None]
+    present = held.present(todo)
     for rewrite, old in present:
         refusal = arithmetic.out_of_range(rewrite, old)
         if refusal is not None:

@@ -14,7 +14,7 @@ from bntool.graphs.walk import modules_in
 from bntool.norms.stand_in import StandIn
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """One module: its class, those of its children, whether it has a bias, which tensors are parametrised."""
 
@@ -35,7 +35,8 @@ def structure_of(model: nn.Module) -> Structure:
 def part_of(module: nn.Module) -> Part:
     children = {name: _class(child) for name, child in module.named_children()} if module._modules else {}
     names = tuple(module.parametrizations) if is_parametrised(module) else ()  # type: ignore[arg-type]
-    return Part(_class(module), children, getattr(module, "bias", None) is not None, names)
+    bias = module._parameters["bias"] if "bias" in module._parameters else getattr(module, "bias", None)
+    return Part(_class(module), children, bias is not None, names)
 
 
 def _class(module: nn.Module) -> type[nn.Module]:
@@ -59,14 +60,15 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
     gone: set[str] = set()
     modules = dict(modules_in(after, every_name=True))
     for path, old in before.items():
-        if any(above in gone for above in _upwards(path)):
+        if gone and any(above in gone for above in _upwards(path)):
             continue
         new = modules[path]
         if old.parametrised and not is_parametrised(new):
             gone.add(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}
         elif _class(new) is not old.kind:
-            gone.add(path)
+            if old.children:
+                gone.add(path)
             yield {"op": "drop_norm", "path": path, "keeps": kept_children(old, new)}
             continue
         if issubclass(old.kind, StandIn):  # it shows its layer's bias as its own

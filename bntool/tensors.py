@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from bntool.rewriting import Rewrite
 from bntool.room import Room
 
 #: elements that each thread works on at a time, so that their float64 copy stays in its cache
-PIECE = 1 << 18
+PIECE = 1 << 17
 
 
 class Arithmetic:
@@ -26,8 +26,19 @@ class Arithmetic:
 
     def rewritten(self, rewrite: Rewrite, old: torch.Tensor) -> torch.Tensor | Blocked:
         """The new tensor, with the dtype and layout of `old`; Blocked where it leaves the range."""
-        new = self._room.like(old)
-        return new if self._write(rewrite, old.detach(), new) else _refusal(rewrite, old)
+        return self.all_rewritten([(rewrite, old)])[0]
+
+    def all_rewritten(self, todo: Sequence[tuple[Rewrite, torch.Tensor]]) -> list[torch.Tensor | Blocked]:
+        """What `rewritten` gives for each.
+
+        (All are made ready first. Between two large tensors little else is in the processor's cache.)
+        """
+        news = [self._room.like(old) for _, old in todo]
+        pieces = [self._pieces(r, old.detach(), new) for (r, old), new in zip(todo, news, strict=True)]
+        outcomes = [[(self._carry_out(p), p.new) for p in of_one] for of_one in pieces]
+        fine = [all(_is_finite(*outcome) for outcome in of_one) for of_one in outcomes]
+        results = zip(todo, news, fine, strict=True)
+        return [new if ok else _refusal(r, old) for (r, old), new, ok in results]
 
     def made(self, rewrite: Rewrite, like: torch.Tensor) -> torch.Tensor | Blocked:
         """A tensor where there was none, with the dtype and device of `like`; Blocked as `rewritten` is."""
@@ -41,7 +52,8 @@ class Arithmetic:
         place = old.detach()
         if any(step == 0 and size > 1 for size, step in zip(old.shape, old.stride(), strict=True)):
             old.data = place = place.contiguous()
-        self._write(rewrite, place, place)
+        for piece in self._pieces(rewrite, place, place):
+            self._carry_out(piece)
 
     def out_of_range(self, rewrite: Rewrite, old: torch.Tensor) -> Blocked | None:
         """Why `old` cannot be overwritten, if so; computed in full only where a bound does not tell."""
@@ -54,51 +66,63 @@ class Arithmetic:
         outcome = self.rewritten(rewrite, old)
         return outcome if isinstance(outcome, Blocked) else None
 
-    def _write(self, rewrite: Rewrite, old: torch.Tensor, new: torch.Tensor) -> bool:
-        """Whether all of it is finite."""
-        if rewrite.value is None:
-            return self._multiply(old, _tensor(rewrite.scale, old), _tensor(rewrite.shift, old), new)
-        new.copy_(torch.from_numpy(np.ascontiguousarray(rewrite.value)).reshape(old.shape))
-        return finite(new)
-
-    def _multiply(
-        self, old: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, new: torch.Tensor
-    ) -> bool:
-        """`new = old * scale + shift` in float64; whether all of it is finite. `new` may be `old`."""
+    def _pieces(self, rewrite: Rewrite, old: torch.Tensor, new: torch.Tensor) -> list[_Piece]:
+        """What there is to do for one tensor; `new` may be `old`."""
+        if rewrite.value is not None:
+            value = torch.from_numpy(np.ascontiguousarray(rewrite.value)).reshape(old.shape)
+            return [_Piece(None, new, None, None, value)]
+        scale, shift = _tensor(rewrite.scale, old), _tensor(rewrite.shift, old)
         if old.ndim == 0:
             old, new = old.reshape(1), new.reshape(1)
-        rows = max(1, _piece() * old.shape[0] // max(1, old.numel()))
+        rows = max(1, _elements() * old.shape[0] // max(1, old.numel()))
         count = max(1, -(-old.shape[0] // rows))
-        pieces = (_split(values, rows, count) for values in (old, new, scale, shift))
-        fine = [self._multiply_piece(*piece) for piece in zip(*pieces, strict=True)]
-        return all(fine)
+        split = (_split(values, rows, count) for values in (old, new, scale, shift))
+        parts = zip(*split, strict=True)
+        return [_Piece(a, b, by, plus, self._space_like(a)) for a, b, by, plus in parts]
 
-    def _multiply_piece(
-        self, old: torch.Tensor, new: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None
-    ) -> bool:
-        space = self._space_like(old).copy_(old)
+    def _carry_out(self, piece: _Piece) -> torch.Tensor:
+        """`new = old * scale + shift` in float64; the sum of what is new."""
+        old, new, scale, shift, space = piece
+        if space is None:
+            space = torch.empty_like(old, dtype=torch.float64)
+        if old is not None:
+            space.copy_(old)
         if scale is not None:
             space.mul_(scale)
         if shift is not None:
             space.add_(shift)
-        return finite(new.copy_(space))
+        return new.copy_(space).sum()
 
-    def _space_like(self, piece: torch.Tensor) -> torch.Tensor:
-        """Room for a piece in float64, laid out in memory as it is."""
+    def _space_like(self, piece: torch.Tensor) -> torch.Tensor | None:
+        """Room for a piece in float64, if it can be laid out in memory as that is."""
         if not (piece.is_cpu and piece.is_contiguous()):
-            return torch.empty_like(piece, dtype=torch.float64)
+            return None
         if self._space.numel() < piece.numel():
-            self._space = torch.empty(max(_piece(), piece.numel()), dtype=torch.float64)
+            self._space = torch.empty(max(_elements(), piece.numel()), dtype=torch.float64)
         return self._space[: piece.numel()].view(piece.shape)
 
 
-def _piece() -> int:
+class _Piece(NamedTuple):
+    """A part of a tensor: `new` becomes `old * scale + shift`, worked out in `space`, or what is there."""
+
+    old: Any
+    new: torch.Tensor
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
+    space: torch.Tensor | None
+
+
+def _elements() -> int:
     return PIECE * torch.get_num_threads()
 
 
 def finite(values: torch.Tensor) -> bool:
     """(A sum is finite only where all are, and several times faster than looking at each.)"""
-    return isfinite(values.sum()) or bool(values.isfinite().all())
+    return _is_finite(values.sum(), values)
+
+
+def _is_finite(total: torch.Tensor, values: torch.Tensor) -> bool:
+    return isfinite(total) or bool(values.isfinite().all())
 
 
 def _refusal(rewrite: Rewrite, old: torch.Tensor) -> Blocked:
@@ -119,5 +143,6 @@ def _tensor(values: Array | None, like: torch.Tensor) -> torch.Tensor | None:
     """A factor with as many dimensions as the tensor it meets."""
     if values is None:
         return None
-    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    tensor = tensor if like.is_cpu else tensor.to(like.device)
     return tensor.reshape((1,) * (max(like.ndim, 1) - tensor.ndim) + tuple(tensor.shape))

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+#: what is worked out once for a map, whatever its shape
+KNOWN = ("scales", "shifts")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ChannelAffine:
         """A map of shape (C,) laid along `axis` (may be negative) of a value of `rank` dimensions."""
         shape = [1] * rank
         shape[axis] = -1
-        return cls(vector.scale.reshape(shape), vector.shift.reshape(shape))
+        return vector.reshape(shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +70,9 @@ class ChannelAffine:
         return ChannelAffine(np.ones_like(self.scale), self.shift)
 
     def reshape(self, shape: Sequence[int]) -> ChannelAffine:
-        return ChannelAffine(self.scale.reshape(shape), self.shift.reshape(shape))
+        new = ChannelAffine(self.scale.reshape(shape), self.shift.reshape(shape))
+        new.__dict__.update({name: self.__dict__[name] for name in KNOWN if name in self.__dict__})
+        return new
 
     def aligned(self) -> ChannelAffine:
         """The same map with scale and shift of one shape (each may have varied along other dimensions)."""

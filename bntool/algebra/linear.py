@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,24 @@ class Linear:
     in_of: ChannelOf | None
 
 
+@lru_cache(64)
+def _along(count: int, axis: int, rank: int) -> NDArray[np.int64]:
+    """0, 1, ... along one axis of `rank`. (The layers of a model have few widths.)"""
+    shape = [1] * rank
+    shape[axis] = -1
+    numbers = np.arange(count).reshape(shape)
+    numbers.flags.writeable = False
+    return numbers
+
+
 def _first(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
     """The channels that a convolution's weight (channels, other / groups, *kernel) has on its first axis."""
-    return np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
+    return _along(shape[0], 0, len(shape))
 
 
 def _second(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
     """The channels on its second axis: those of the group that the first axis is in."""
-    within = np.arange(shape[1]).reshape(1, -1, *(1,) * (len(shape) - 2))
+    within = _along(shape[1], 1, len(shape))
     if attrs["groups"] == 1:
         return within
     group: NDArray[np.int64] = _first(shape, attrs) // (shape[0] // attrs["groups"])
@@ -48,11 +59,11 @@ def _second(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
 
 
 def _row(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
-    return np.arange(shape[-2])[:, None]
+    return _along(shape[-2], 0, 2)
 
 
 def _column(shape: Sizes, attrs: Attrs) -> NDArray[np.int64]:
-    return np.arange(shape[-1])[None, :]
+    return _along(shape[-1], 1, 2)
 
 
 def _either(which: Callable[[Attrs], bool], yes: ChannelOf, no: ChannelOf) -> ChannelOf:
@@ -87,12 +98,17 @@ LINEAR: dict[str, Linear] = {
 
 
 def out_channels(kind: str, shape: Sizes, attrs: Attrs) -> int:
-    return int(LINEAR[kind].out_of(shape, attrs).max(initial=-1)) + 1
+    return _count(LINEAR[kind].out_of(shape, attrs))
 
 
 def in_channels(kind: str, shape: Sizes, attrs: Attrs) -> int:
     in_of = LINEAR[kind].in_of
-    return 0 if in_of is None else int(in_of(shape, attrs).max(initial=-1)) + 1
+    return 0 if in_of is None else _count(in_of(shape, attrs))
+
+
+def _count(channels: NDArray[np.int64]) -> int:
+    """How many there are: the last element of a weight connects the last one."""
+    return int(channels.flat[-1]) + 1 if channels.size else 0
 
 
 def factor(

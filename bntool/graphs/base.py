@@ -62,9 +62,12 @@ Index = NDArray[np.int64]
 Shape = tuple[int, ...] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Param:
-    """One named tensor a node computes with. Equal `key`s are one tensor: tied or shared."""
+    """One named tensor a node computes with. Equal `key`s are one tensor: tied or shared.
+
+    (Not frozen, which would take three times as long to make, and a large model has thousands.)
+    """
 
     name: str
     key: Hashable

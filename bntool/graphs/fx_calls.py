@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,11 @@ SIZE_METHODS = names(
 )
 
 
+PLAIN = (nn.Parameter, torch.Tensor)
 IN_NUMPY = (torch.float32, torch.float64, torch.float16)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Spec:
     """What a table says of a call: its neutral kind, which arguments are inputs, attributes, parameters."""
 
@@ -45,7 +46,7 @@ class Spec:
     params: dict[str, Param] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Call:
     """A call with its arguments read by position or by name."""
 
@@ -110,8 +111,8 @@ def tensor_key(tensor: torch.Tensor) -> Hashable:
 
 def has_own_class(tensor: torch.Tensor) -> bool:
     """Whether its class decides what operators do with it: a quantised or distributed tensor, a fake one."""
-    plain = type(tensor) in (nn.Parameter, torch.Tensor)
-    return not plain and type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    cls = type(tensor)
+    return cls not in PLAIN and cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def memory_part(tensor: torch.Tensor) -> Hashable:
@@ -138,7 +139,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def to_float64(tensor: torch.Tensor) -> Array:
-    values = tensor.detach().cpu()
+    values = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
     if values.dtype in IN_NUMPY:  # which converts small arrays in half the time
         return values.numpy().astype(np.float64)
     return np.asarray(values.double().numpy())
@@ -148,8 +149,8 @@ def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[s
     """The tensors of `module` under the neutral names: {neutral: attribute}."""
     result = {}
     for neutral, attr in names.items():
-        tensor = module._parameters.get(attr)
-        tensor = getattr(module, attr, None) if tensor is None else tensor
+        held = module._parameters if attr in module._parameters else module._buffers
+        tensor = held[attr] if attr in held else getattr(module, attr, None)
         if isinstance(tensor, torch.Tensor):
             result[neutral] = param_of(tensor, f"{path}.{attr}" if path else attr)
             if is_computed(module, attr):
@@ -164,12 +165,15 @@ def function_name(node: fx.Node) -> str:
     """The name under which the tables know a call, without underscores; "" for foreign code."""
     if node.op == "call_method":
         return str(node.target).strip("_")
-    if node.op != "call_function":
-        return ""
-    module = getattr(node.target, "__module__", None) or "torch"
+    return _known_name(node.target) if node.op == "call_function" else ""
+
+
+@lru_cache(1000)
+def _known_name(function: Any) -> str:
+    module = getattr(function, "__module__", None) or "torch"
     if module.split(".")[0] not in ("torch", "_operator", "operator", "math", "builtins"):
         return ""
-    return getattr(node.target, "__name__", "").strip("_")
+    return str(getattr(function, "__name__", "")).strip("_")
 
 
 def changes_in_place(node: fx.Node) -> bool:

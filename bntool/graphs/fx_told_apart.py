@@ -39,7 +39,8 @@ def told_apart(classes: Iterable[type], told: set[nn.Module]) -> Iterator[None]:
 
     own = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__}
     packages = own - {"torch", "builtins", "bntool"}
-    found = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    near = [(name, m) for name, m in list(sys.modules.items()) if name.startswith(tuple(packages))]
+    found = [m for name, m in near if name.partition(".")[0] in packages]
     spaces = [vars(m) for m in (torch, _named_member_accessor, *found) if "isinstance" not in vars(m)]
     for space in spaces:
         space["isinstance"] = answer

@@ -186,7 +186,8 @@ class Tracer(fx.Tracer):
         """(Without what fx notes of where a node came from.) Raises: TraceError."""
         if kind != "call_module" and kwargs.get("out") is not None:
             raise fx.proxy.TraceError("a call writes its result into another value")
-        node = self.graph.create_node(kind, target, args, kwargs, *more, **named)
+        node = self.graph.create_node(kind, target, (), {}, *more, **named)
+        set_arguments(node, args, kwargs)
         if isinstance(node.type, str):  # quoted: a name that a pickled graph would not find
             node.type = None
         node.meta["at"] = self.path
@@ -302,6 +303,15 @@ class Tracer(fx.Tracer):
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
             return iter([obj[i] for i in range(self.read(obj.node, len))])  # type: ignore[index]
         return super().iter(obj)
+
+
+def set_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What a call without any is given. (A graph that makes it with them looks through all for symbolic
+    sizes, and a node that is assigned to is looked up anew: half of the time of making it.)
+    """
+    fx.Node.args.fset(node, args)  # type: ignore[attr-defined]
+    if kwargs:
+        fx.Node.kwargs.fset(node, kwargs)  # type: ignore[attr-defined]
 
 
 def modes() -> tuple[bool, ...]:

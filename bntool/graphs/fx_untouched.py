@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +47,7 @@ class Traces:
         return any(held.counted() for _, held in self.before)
 
     def take_back(self) -> None:
-        for path, held in self.before:
+        for path, held in [(path, held) for path, held in self.before if not held.is_as_it_was()]:
             self.rebound |= {f"{path}.{name}".lstrip(".") for name in held.rebound()}
             held.restore()
 
@@ -57,7 +58,6 @@ class Held:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = module.__dict__.copy()
-        self._ids = _ids(self.attributes)
         containers = [value for value in self.attributes.values() if type(value) in CONTAINERS]
         self.full = [(value, value.copy()) for value in containers if value]
         self.empty = [value for value in containers if not value]
@@ -66,42 +66,41 @@ class Held:
 
     def rebound(self) -> list[str]:
         """Names of parameters and buffers that are others by now."""
-        if all(_same(now, was, _ids(was)) for now, was in self.tensors):
+        if all(_same(now, was) for now, was in self.tensors):
             return []
         now = {**self.attributes["_parameters"], **self.attributes["_buffers"]}
         before = [item for _, was in self.tensors for item in was.items()]
         return [name for name, tensor in before if now.get(name) is not tensor]
 
     def changed(self) -> bool:
-        return not self._as_it_was() or bool(self.rebound())
+        return not self._has_its_attributes() or not all(_same(now, was) for now, was in self.tensors)
+
+    def is_as_it_was(self) -> bool:
+        """Whether neither it nor what its containers hold is another; False where that is not asked."""
+        if any(self.empty) or not self._has_its_attributes():
+            return False
+        return all(isinstance(value, dict) and _same(value, was) for value, was in self.full)
 
     def counted(self) -> bool:
-        if self._as_it_was():
+        if self._has_its_attributes():
             return False
         now = {name: value for name, value in self.module.__dict__.items() if type(value) in WORDS}
         return any(was != now.get(name, was) for name, was in self.attributes.items() if type(was) in WORDS)
 
-    def _as_it_was(self) -> bool:
-        return _same(self.module.__dict__, self.attributes, self._ids)
+    def _has_its_attributes(self) -> bool:
+        return _same(self.module.__dict__, self.attributes)
 
     def restore(self) -> None:
-        if not self._as_it_was():
+        if not self._has_its_attributes():
             self.module.__dict__.clear()
             self.module.__dict__.update(self.attributes)
         for value, was in self.full:
-            if isinstance(value, dict) and _same(value, was, _ids(was)):
-                continue
             value.clear()
             (value.extend if type(value) is list else value.update)(was)
-        if any(self.empty):
-            for value in self.empty:
-                value.clear()
+        for value in self.empty:
+            value.clear()
 
 
-def _ids(held: dict[str, Any]) -> list[int]:
-    return [*map(id, held.values())]
-
-
-def _same(now: dict[str, Any], was: dict[str, Any], ids: list[int]) -> bool:
-    """Whether a dictionary holds the very objects that it held, which had these ids."""
-    return _ids(now) == ids and now.keys() == was.keys()
+def _same(now: dict[str, Any], was: dict[str, Any]) -> bool:
+    """Whether a dictionary holds the very objects that it held."""
+    return all(map(operator.is_, now.values(), was.values())) and now.keys() == was.keys()

@@ -83,7 +83,9 @@ def trace_part(
     def leaf(module: nn.Module, path: str) -> bool:
         if hooked_whole and has_hooks(module):
             return True
-        return joined(prefix, path) in graph.dark or isinstance(module, leaves) or is_leaf(module, path)
+        if graph.dark and joined(prefix, path) in graph.dark:
+            return True
+        return isinstance(module, leaves) or is_leaf(module, path)
 
     if is_leaf(part, prefix):
         graph.called_there.add(prefix)
