@@ -90,7 +90,7 @@ def _elementwise(change: Change, name: str) -> list[Rewrite]:
 def _linear(change: Change) -> list[Rewrite]:
     node, weight = change.node, change.node.params["weight"]
     scale = factor(node.kind, weight.shape, node.attrs, change.pre, change.post)
-    result = [Rewrite(node, "weight", weight, scale)] if (scale != 1).any() else []
+    result = [Rewrite(node, "weight", weight, scale)] if np.count_nonzero(scale != 1) else []
     return result + _bias(change, weight)
 
 

@@ -53,11 +53,11 @@ class ChannelAffine:
 
     @cached_property
     def scales(self) -> bool:
-        return bool((self.scale != 1).any())
+        return bool(np.count_nonzero(self.scale != 1))
 
     @cached_property
     def shifts(self) -> bool:
-        return bool((self.shift != 0).any())
+        return bool(np.count_nonzero(self.shift))
 
     @property
     def is_identity(self) -> bool:

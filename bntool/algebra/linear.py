@@ -140,7 +140,7 @@ def new_bias(bias: Array | None, carry: Array | None, post: ChannelAffine | None
         total = total + carry
     if post is not None:
         total = post(total)
-    return total if total.any() else None
+    return total if np.count_nonzero(total) else None
 
 
 def absorb(

@@ -88,7 +88,7 @@ class Param:
         return (self.key, self.part) if self.source is None else self.source
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """One value of the graph and the operator that makes it."""
 

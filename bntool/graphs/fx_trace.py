@@ -20,14 +20,11 @@ from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_reads import Reads
+from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
 from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
-
-#: arguments of these types stand in the graph as they are
-LITERALS = frozenset((int, float, bool, str, complex, type(None), type(...), torch.dtype, torch.device))
-
 
 #: a module that can go more ways is not traced: each fork on a way is one more
 MOST_WAYS = 128
@@ -90,6 +87,8 @@ class Tracer(fx.Tracer):
         self.told: set[nn.Module] = set()
         self.outside, self.switched = modes(), False
         """Whether the forward switches a mode of torch that no graph carries along."""
+        self.known_parts: tuple[nn.Module, dict[nn.Module, str], dict[Any, str]] | None = None
+        """The traced module, the paths of its parts, and of the tensors that are plain attributes of them."""
         self.values: list[weakref.ref[fx.Proxy]] = []
         self.reads_batch = False
         """Whether the forward goes on with a number, or a length, that would be another for other batches."""
@@ -110,7 +109,7 @@ class Tracer(fx.Tracer):
             sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
         with told_apart(classes, self.told), Reads(self.names, lambda: self.measuring) as reads:
-            graph = self.trace(root)
+            graph = self._trace(root, modules)
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
         graph._tracer_cls = Reader
@@ -137,9 +136,21 @@ class Tracer(fx.Tracer):
         known = self.known(node)
         return (known is UNKNOWN or isinstance(known, torch.Tensor)) and not self.sizes.is_constant(node)
 
+    def _trace(self, root: nn.Module, modules: dict[str, nn.Module]) -> fx.Graph:
+        """The graph of `root`. (torch is given its forward, and later the module with what is known of it:
+        given a module, it asks all attributes of all its parts whether they are tensors.)
+        """
+        if isinstance(root, fx.GraphModule):  # which may have to compile its forward first
+            return self.trace(root)
+        self.known_parts = root, {m: path for path, m in modules.items()}, tensor_attributes(modules)
+        return self.trace(type(root).forward)
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
+        if self.known_parts is not None:
+            self.root, self.submodule_paths, self.tensor_attrs = self.known_parts
+            is_module = True
         function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
         return function, [self._default(place - is_module, a) for place, a in enumerate(arguments)]
 
@@ -303,15 +314,6 @@ class Tracer(fx.Tracer):
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
             return iter([obj[i] for i in range(self.read(obj.node, len))])  # type: ignore[index]
         return super().iter(obj)
-
-
-def set_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What a call without any is given. (A graph that makes it with them looks through all for symbolic
-    sizes, and a node that is assigned to is looked up anew: half of the time of making it.)
-    """
-    fx.Node.args.fset(node, args)  # type: ignore[attr-defined]
-    if kwargs:
-        fx.Node.kwargs.fset(node, kwargs)  # type: ignore[attr-defined]
 
 
 def modes() -> tuple[bool, ...]:
