@@ -135,6 +135,12 @@ def slice_behind_a_concatenated_batch(m: Any, x: Tensor) -> tuple[Tensor, Tensor
     return m.head(y), torch.cat([y, x])[2:]
 
 
+def slice_far_behind_a_concatenated_batch(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of batches of one, two and three nothing of the first part is left, of four there is."""
+    y = m.down(x)
+    return m.head(y), torch.cat([y, *[x] * 7])[3:]
+
+
 def slice_of_a_concatenated_slice(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     y = m.conv(x)
     return m.norm(y), torch.cat([y[2:], x])[:, :2]
@@ -230,6 +236,7 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     slice_of_all_examples: False,
     slice_of_the_first_examples: False,
     slice_behind_a_concatenated_batch: False,
+    slice_far_behind_a_concatenated_batch: False,
     slice_of_a_concatenated_slice: False,
     slice_as_long_as_the_batch: False,
     halves_of_a_concatenated_batch: True,

@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.aten import as_torch_functions
 from bntool.graphs.base import Node, never_written
-from bntool.graphs.fx_batches import differs
+from bntool.graphs.fx_batches import batches_apart
 from bntool.graphs.fx_layers import counter_bytes
 from bntool.graphs.fx_modules import FxGraph
-from bntool.graphs.fx_sizes import Sizes, rebatched
+from bntool.graphs.fx_sizes import Sizes
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.fx_ways import Way
 
@@ -53,9 +53,9 @@ def other_batches(program: ExportedProgram, graph: FxGraph, inputs: Any = None) 
     placeholders = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
     if all(isinstance(size, int) for v in placeholders if isinstance(v, Tensor) for size in v.shape):
         return []
-    here, batches = graph.ways[0], rebatched((tuple(flat_inputs(program, inputs)), {}))[:-1]
-    found = [args for args, _ in batches if differs(here.graph, here.sizes, Sizes(graph.root, (args, {})))]
-    return [program_graph(program, args) for args in found]
+    here = graph.ways[0]
+    found = batches_apart(graph.root, [(here.graph, here.sizes)], (tuple(flat_inputs(program, inputs)), {}))
+    return [program_graph(program, args) for args, _ in found]
 
 
 def unlifted(program: ExportedProgram) -> fx.GraphModule:

@@ -168,8 +168,10 @@ def _without_data(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if made else value
 
 
-def rebatched(inputs: Inputs | None) -> list[Inputs]:
-    """The inputs as they would be for other batch sizes: one item, one more, many; none without a batch."""
+def rebatched(inputs: Inputs | None, *more: int) -> list[Inputs]:
+    """The inputs as they would be for other batch sizes: one item, one more, those of `more`, many; none
+    without a batch.
+    """
     if inputs is None:
         return []
     values = [*inputs[0], *inputs[1].values()]
@@ -183,7 +185,7 @@ def rebatched(inputs: Inputs | None) -> list[Inputs]:
 
     return [
         (tuple(resized(v, n) for v in inputs[0]), {k: resized(v, n) for k, v in inputs[1].items()})
-        for n in (1, here + 1, 4096)
+        for n in dict.fromkeys((1, here + 1, *more, 4096))
         if n != here and here
     ]
 

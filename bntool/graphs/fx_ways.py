@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from bntool.graphs.fx_batches import differs
+from bntool.graphs.fx_batches import batches_apart
 from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
 from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
@@ -73,9 +73,10 @@ def ways_through(
     if isinstance(ways, Failed):
         return ways
     result = list(ways)
-    for others in rebatched(inputs)[:-1] if reads_batch or for_other_batches else ():
-        if not reads_batch and not any(differs(w.graph, w.sizes, Sizes(root, others)) for w in ways):
-            continue
+    batches = rebatched(inputs)[:-1] if reads_batch else []
+    if for_other_batches:
+        batches = batches_apart(root, [(w.graph, w.sizes) for w in ways], inputs, near_too=reads_batch)
+    for others in batches:
         more, _ = _ways(root, is_leaf, others, **options, refusable=True)
         if isinstance(more, Failed):
             return more

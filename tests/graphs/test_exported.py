@@ -369,10 +369,13 @@ def test_zero_padding_that_is_in_the_way_is_a_matter_of_the_module() -> None:
     assert "--pad-values may help with the module, before its export" in report.kept[0].reason
 
 
-def test_what_only_the_example_batch_leaves_out_keeps_a_norm() -> None:
+@pytest.mark.parametrize(("others", "cut"), [(1, 2), (7, 3)])
+def test_what_only_the_example_batch_leaves_out_keeps_a_norm(others: int, cut: int) -> None:
+    """Of a batch of three, or only of four, something is left."""
+
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.norm(m.conv(x).relu())
-        return m.head(y), torch.cat([y, x])[2:]
+        return m.head(y), torch.cat([y, *[x] * others])[cut:]
 
     layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "head": nn.Conv2d(4, 2, 1)}
     x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
