@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.fuzz.growth import Growth
 from tests.fuzz.moves import MOVES
-from tests.fuzz.networks import Net, Routed
+from tests.fuzz.networks import BATCH_CUTS, Net, Routed
 
 SHAPES = ((3, 4), (3, 5, 6), (3, 4, 16), (3, 3, 8, 8), (3, 4, 6, 6), (3, 6, 7, 5), (2, 2, 4, 4, 4))
 # most cases are judged in float64, where an error is an error
@@ -31,6 +31,12 @@ class Case:
     def exact(self) -> bool:
         return self.dtype == torch.float64
 
+    @property
+    def cuts_batches(self) -> bool:
+        """Whether what can fold with one batch may not with another."""
+        nets = [m for m in self.model.modules() if isinstance(m, Net)]
+        return any(step.op in BATCH_CUTS for net in nets for step in net.steps)
+
 
 def grow(rng: random.Random, x: Tensor, steps: int) -> Net:
     growth = Growth(rng, x)
@@ -48,9 +54,9 @@ def usable(model: nn.Module, inputs: list[Tensor]) -> bool:
     try:
         with torch.no_grad():
             outputs = [out for x in inputs for out in tree_leaves(model(x.clone()))]
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, IndexError):
         return False
-    return all(torch.isfinite(out).all() and out.abs().max() < 1e6 for out in outputs)
+    return all(out.numel() and torch.isfinite(out).all() and out.abs().max() < 1e6 for out in outputs)
 
 
 def stem(rng: random.Random, x: Tensor) -> nn.Module:
@@ -73,6 +79,6 @@ def build(seed: int) -> Case:
     dtype = rng.choice(DTYPES)
     while True:
         model, x = attempt(rng, dtype)
-        inputs = [x, -x[:2] * 0.5, x.flip(0) * 3]
+        inputs = [x, -x[:2] * 0.5, torch.cat([x.flip(0) * 3, x[:1], -x])]
         if usable(model, inputs):
             return Case(seed, model, inputs, dtype)

@@ -61,7 +61,7 @@ class Growth:
         with torch.no_grad():
             try:
                 value = self.net.run(step, self.values)
-            except (RuntimeError, ValueError):
+            except (RuntimeError, ValueError, IndexError):
                 self.values = before
                 return False
         if not value.numel() or value.numel() > MAX_SIZE or not 0 < value.abs().max() < MAX_VALUE:

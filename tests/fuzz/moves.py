@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from tests.fuzz.growth import Growth
-from tests.fuzz.networks import Step
+from tests.fuzz.networks import BATCH_CUTS, Step
 
 Move = Callable[[Growth], bool]
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -158,6 +158,17 @@ def slices(g: Growth) -> bool:
         sizes = [size, width - size]
         return g.emit(op, n, sizes=sizes, part=0) and g.emit(op, n, sizes=sizes, part=1)
     return g.emit(op, n, size=size)
+
+
+def examples(g: Growth) -> bool:
+    """Some batches one after the other, and a part of them."""
+    n = g.pick(2, 3, 4, 5)
+    if n is None:
+        return False
+    batches = [n, *(g.partner(n) for _ in range(g.one((1, 1, 2, 4))))]
+    g.rng.shuffle(batches)
+    cut = g.one((*BATCH_CUTS,))
+    return g.emit("cat_batch", *batches) and g.emit(cut, len(g.values) - 1, size=g.one((1, 2, 3, 4, 5)))
 
 
 def layout(g: Growth) -> bool:
@@ -364,6 +375,7 @@ MOVES: tuple[tuple[Move, float], ...] = (
     (pair, 4),
     (concat, 2.5),
     (slices, 1.5),
+    (examples, 0.6),
     (layout, 2),
     (tokens, 1),
     (token_norm, 2),

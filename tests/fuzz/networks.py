@@ -74,6 +74,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "weight_read": lambda net, x, name: x + net.get_submodule(name).weight.mean(),
     "cat": lambda net, *xs: torch.cat(xs, 1),
     "cat_keyword": lambda net, *xs: torch.cat(tensors=xs, dim=1),
+    "cat_batch": lambda net, *xs: torch.cat(xs),
     "head_slice": lambda net, x, size: x[:, :size],
     "tail_slice": lambda net, x, size: x[:, size:],
     "chunk": lambda net, x, part: x.chunk(2, 1)[part],
@@ -96,6 +97,19 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "contiguous": lambda net, x: x.contiguous(),
     "detach": lambda net, x: x.detach(),
 }
+
+
+#: what they leave of a batch is another share of every other batch
+BATCH_CUTS: dict[str, Callable[..., Tensor]] = {
+    "first_of_batch": lambda net, x, size: x[:size],
+    "rest_of_batch": lambda net, x, size: x[size:],
+    "last_of_batch": lambda net, x, size: x[-size:],
+    "all_but_last_of_batch": lambda net, x, size: x[:-size],
+    "narrowed_batch": lambda net, x, size: x.narrow(0, size, 1),
+    "piece_of_batch": lambda net, x, size: x.split(size)[-1],
+    "half_of_batch": lambda net, x, size: x.chunk(2)[size % 2],
+}
+FUNCTIONS |= BATCH_CUTS
 
 
 class Net(nn.Module):
