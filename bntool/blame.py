@@ -78,6 +78,11 @@ def checked(
         raise VerificationError(what, where=name, next=advice_to_keep(name)) from problem
     if found.ok:
         return found
+    if found.drowned_in:
+        advice = (
+            "Nothing was written. Give the --tolerance that you can accept, or --no-verify (verify=False)."
+        )
+        raise VerificationError(found.complaint(), where=where, next=advice)
     allowed = found.tolerance
     name = first_wrong(names, lambda kept: verify(model, refold(kept), inputs, tolerance=allowed).ok)
     raise complaint_about(found, name, where)

@@ -13,7 +13,7 @@ from bntool.errors import RunError, UsageError, VerificationError, on_one_line
 from bntool.progress import Progress, silent
 from bntool.report.agreement import Agreement, compare, tolerance_for
 from bntool.result import SCHEMA_VERSION
-from bntool.rounding import coarsest_step, explained, repeats, rounding_noise
+from bntool.rounding import MARGIN, coarsest_step, explained, repeats, rounding_noise
 from bntool.sources.base import Loaded
 from bntool.sources.running import Outputs, Runnable, runnable
 
@@ -48,6 +48,8 @@ class Verification:
     tolerance: float
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
+    drowned_in: float = 0.0
+    """How far rounding alone moves the outputs, where that is so far that a right model may be as far off."""
 
     @property
     def ok(self) -> bool:
@@ -70,7 +72,12 @@ class Verification:
         named = f"output {worst.output}" if worst.output else "the output"
         if worst.non_finite:
             return f"{named} has {worst.non_finite} values that are not finite or not there on one side only"
-        return f"{named} is off by {worst.max_rel:.2e} of its largest value (allowed: {self.tolerance:.2e})"
+        off = f"{named} is off by {worst.max_rel:.2e} of its largest value"
+        if self.drowned_in:
+            return (
+                f"{off}, which tells nothing: the weights' last bits alone move it by {self.drowned_in:.2e}"
+            )
+        return f"{off} (allowed: {self.tolerance:.2e})"
 
     def insist(self, where: str = "", next: str = "Nothing was written.") -> None:
         """Raises: VerificationError unless ok."""
@@ -141,7 +148,7 @@ def _with_evidence(found: Verification, model: Any, inputs: Any, reference: Outp
     noise = rounding_noise(model, inputs, reference, step)
     allowed = explained(noise, step)
     if found.smallest_tolerance > allowed:
-        return found
+        return replace(found, drowned_in=noise) if found.smallest_tolerance <= MARGIN * noise else found
     note = f"the model amplifies rounding: one step of it in every weight moves the outputs by {noise:.1e}"
     return replace(found, tolerance=allowed, notes=(*found.notes, note))
 

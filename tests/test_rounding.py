@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from bntool import verify
+from bntool import fold, verify
+from bntool.errors import VerificationError
+from tests.random_norms import randomise_norms
 
 
 class Amplifier(nn.Module):
@@ -53,6 +56,19 @@ def test_a_wrong_model_does_not_profit() -> None:
 def test_a_given_tolerance_is_kept() -> None:
     model, x = Amplifier().double(), torch.randn(8, 64, dtype=torch.double)
     assert not verify(model, reordered(model).double(), x, tolerance=1e-16).ok
+
+
+def test_a_model_whose_outputs_are_rounding_cannot_be_compared() -> None:
+    """All that an instance norm of one value over and over gives is the rounding of its mean."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Upsample((5, 3)), nn.InstanceNorm2d(4)]
+    x = torch.randn(8, 3, 1, 1)
+    model = randomise_norms(nn.Sequential(*layers).eval(), (x,))
+    with pytest.raises(VerificationError) as refused:
+        fold(model, x)
+    assert "which tells nothing" in str(refused.value)
+    assert "--keep" not in str(refused.value)
+    assert len(fold(model, x, verify=False).report.folded) == 1
 
 
 def test_random_outputs_are_no_rounding() -> None:
