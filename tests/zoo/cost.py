@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-ROUNDS = 5
+ROUNDS = 9
 LATENCY_ROUNDS = 100
 WARM_UP_ROUNDS = 5
 LARGE_WIDTH = 8192
