@@ -10,7 +10,8 @@ import copy
 import gc
 import weakref
 from collections import OrderedDict
-from types import FunctionType, MethodType, ModuleType
+from functools import cache
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -83,7 +84,18 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif kind not in SHARED:
             value = _members(value, memo) if name in MEMBERS else _value(value, memo)
         new.__dict__[name] = value
+    cls: Any = type(module)
+    for name in _slots(cls):
+        if hasattr(module, name):
+            object.__setattr__(new, name, _value(getattr(module, name), memo))
     return new
+
+
+@cache
+def _slots(cls: Any) -> list[str]:
+    """Attributes that instances keep in places of their own, where torch does not look for any."""
+    held = [item for base in cls.__mro__ for item in vars(base).items()]
+    return [name for name, value in held if isinstance(value, MemberDescriptorType)]
 
 
 def _members(members: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:

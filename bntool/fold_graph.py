@@ -11,7 +11,14 @@ from torch import fx, nn
 from bntool.copying import copied
 from bntool.edits import leave_plan
 from bntool.fold_job import Job
-from bntool.graphs.fx_graph_form import functions_to_modules, share_equal, split_shared, tie_equal, untie
+from bntool.graphs.fx_graph_form import (
+    functions_to_modules,
+    hold_constants,
+    share_equal,
+    split_shared,
+    tie_equal,
+    untie,
+)
 from bntool.graphs.fx_merge import drop_dead_code
 from bntool.graphs.islands import module_graph
 from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
@@ -81,9 +88,11 @@ def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | N
     graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
     if not graph.is_one:
         return None
-    for name, tensor in graph.ways[0].sizes.constants.items():
-        model.register_buffer(name, tensor, persistent=False)
+    constants = hold_constants(model, graph)
     module = fx.GraphModule(model, graph.ways[0].graph)
+    if constants:  # they are buffers now, which layers may have as weights
+        graph = module_graph(module, arguments, hooked_whole=True, as_given=True)
+        module = fx.GraphModule(module, graph.ways[0].graph)
     carry_hooks(model, module)
     functions_to_modules(module, graph)
     drop_dead_code(module)

@@ -11,8 +11,10 @@ from torch import fx, nn
 from bntool.branches import find_merges
 from bntool.copying import own_inputs
 from bntool.globs import matches
+from bntool.graphs.fx_graph_form import hold_constants
 from bntool.graphs.fx_merge import apply_merges
 from bntool.graphs.fx_untouched import untouched
+from bntool.graphs.fx_writes import Undone
 from bntool.graphs.islands import module_graph
 from bntool.graphs.running import outputs_of
 from bntool.norms.submodules import state_kept
@@ -43,8 +45,7 @@ def _merge(
         if not graph.is_one:
             return None, []
         merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))
-        for constant, tensor in graph.ways[0].sizes.constants.items():
-            model.register_buffer(constant, tensor, persistent=False)
+        hold_constants(model, graph)
         model = fx.GraphModule(model, graph.ways[0].graph)
         names = apply_merges(model, merges)
         done += merged(graph, merges, names, prefix)
@@ -76,7 +77,7 @@ def _calls(model: nn.Module, arguments: Arguments) -> dict[str, list[Arguments]]
         for name, child in model.named_children()
     ]
     try:
-        with untouched(model), state_kept(model), torch.no_grad():
+        with untouched(model), state_kept(model), Undone(model), torch.no_grad():
             args, kwargs = own_inputs(arguments)
             outputs_of(model, args, kwargs)
     finally:

@@ -17,6 +17,8 @@ from bntool.graphs.walk import modules_in
 
 #: bytes below which a tensor is not worth the trouble
 LARGE = 64 << 10
+#: types of which anything can be made, filled and copied
+COMMON = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: bytes whose pages can be touched while a plan is made; what writes the rest touches it with all its threads
 MOST = 256 << 20
 
@@ -70,7 +72,7 @@ def _touch(pages: list[Tensor], inference: bool) -> None:
 def large_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Those that are worth the trouble, as many as there is time for."""
     held = dict.fromkeys(p for _, module in modules_in(model) for p in module._parameters.values())
-    plain = [p for p in held if type(p) is nn.Parameter and p.is_cpu]
+    plain = [p for p in held if type(p) is nn.Parameter and p.is_cpu and p.dtype in COMMON]
     large = [p for p in plain if p.layout == torch.strided and p.is_contiguous() and p.nbytes >= LARGE]
     upto = accumulate(p.nbytes for p in large)
     return [p for p, size in zip(large, upto, strict=True) if size <= MOST]

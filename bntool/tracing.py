@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bntool.errors import UsageError
-from bntool.graphs.fx_graph_form import free_name
+from bntool.graphs.fx_graph_form import free_name, hold_constants
 from bntool.graphs.fx_leaves import LEAVES
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
@@ -47,8 +47,7 @@ def as_graph(model: nn.Module, inputs: Inputs | None) -> tuple[fx.GraphModule, l
             advice = "Use form='module', which can do it in parts."
             raise UsageError("the model cannot be traced whole", where="form", next=advice)
         trained = _traced(model.train(), inputs)
-    for name, tensor in graph.ways[0].sizes.constants.items():
-        model.register_buffer(name, tensor, persistent=False)
+    hold_constants(model, graph)
     module = fx.GraphModule(model, graph.ways[0].graph, class_name=type(model).__name__)
     notes = [*_follow_the_mode(module, trained), *_narrower(model, module)]
     carry_hooks(model, module)

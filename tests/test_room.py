@@ -53,6 +53,7 @@ def test_only_plain_large_parameters_count() -> None:
             self.sparse = nn.Parameter(torch.eye(300).to_sparse())
             self.nowhere = nn.Parameter(torch.empty(300, 300, device="meta"))
             self.later = nn.LazyLinear(300)
+            self.bits = nn.Parameter(torch.empty(LARGE, dtype=torch.bits8), requires_grad=False)
 
     model = Model()
     assert [id(p) for p in large_parameters(model)] == [id(model.wide)]

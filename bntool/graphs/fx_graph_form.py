@@ -96,6 +96,17 @@ def _holding(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     return module.eval()
 
 
+def hold_constants(model: nn.Module, graph: FxGraph) -> list[str]:
+    """Buffers of the model for the tensors that its forward has made or found elsewhere; their names.
+
+    They are its own: a class, or whoever else holds them, keeps what it has.
+    """
+    constants = graph.ways[0].sizes.constants
+    for name, tensor in constants.items():
+        model.register_buffer(name, tensor.detach().clone(), persistent=False)
+    return list(constants)
+
+
 def _call_instead(module: fx.GraphModule, node: Node, layer: nn.Module, made: dict[Hashable, str]) -> None:
     old: fx.Node = node.origin
     key = (node.owner, tuple(sorted((k, repr(v)) for k, v in node.attrs.items())))

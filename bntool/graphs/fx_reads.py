@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+
+from bntool.graphs.fx_writes import memory, tensors_of, written
+from bntool.graphs.walk import modules_in
 
 
 class Reads(TorchFunctionMode):
-    """Collects the ids of those tensors among `tensors` whose values are computed with while it is active.
+    """Collects which of the tensors that `root` holds are computed with while it is active.
 
     `paused` says when what happens is not the forward's doing. (A traced value stands for what an attribute
-    holds, so the tensor itself is only met where code came by it otherwise.)
+    holds, so the tensor itself is only met where code came by it otherwise, maybe as another tensor with the
+    same memory.) Raises: TraceError where it writes to what `root` holds: a trace would do so for real.
     """
 
-    def __init__(self, tensors: Container[int], paused: Callable[[], bool]) -> None:
+    def __init__(self, root: nn.Module, tensors: Container[int], paused: Callable[[], bool]) -> None:
         super().__init__()
-        self.tensors, self.paused = tensors, paused
+        self.root, self.tensors, self.paused = root, tensors, paused
         self.found: set[int] = set()
+        """Ids, or where the memory is of what is none of the `tensors` but may share it with one."""
+
+    @cached_property
+    def held(self) -> set[int]:
+        return {memory(t) for t in tensors_of(self.root)} - {0}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.paused():
+            return function(*args, **(kwargs or {}))
+        given = _tensors((*args, *kwargs.values()) if kwargs else args)
+        if given and any(memory(t) in self.held for t in written(function, args, kwargs or {})):
+            raise fx.proxy.TraceError("a forward writes to a tensor that the model holds")
         result = function(*args, **(kwargs or {}))
-        read = [id(a) for a in _tensors((*args, *(kwargs or {}).values())) if id(a) in self.tensors]
-        if read and _is_value(result) and not self.paused():
-            self.found.update(read)
+        if given and _is_value(result):
+            self.found |= {id(t) if id(t) in self.tensors else memory(t) for t in given} - {0}
         return result
 
     def names(self, root: nn.Module) -> set[str]:
@@ -34,13 +48,13 @@ class Reads(TorchFunctionMode):
             return set()
         members = [
             (path, {**module._parameters, **module._buffers})
-            for path, module in root.named_modules(remove_duplicate=False)
+            for path, module in modules_in(root, every_name=True)
         ]
         return {
             f"{path}.{n}".lstrip(".")
             for path, held in members
             for n, t in held.items()
-            if id(t) in self.found
+            if t is not None and (id(t) in self.found or memory(t) in self.found)
         }
 
 

@@ -69,6 +69,8 @@ class Tracer(fx.Tracer):
         self.sizes_decide = sizes_decide
         self.changed: Callable[[nn.Module], bool] = lambda module: False
         """Whether the forward has changed a module by now: what it is then, only its own forward shows."""
+        self.hooked: Callable[[nn.Module], bool] = lambda module: False
+        """Whether the forward has given a module hooks by now, which no graph would call."""
         self.taken = 0
         self.asked_data = False
         """Whether a fork was at anything but an argument that may be left out."""
@@ -86,7 +88,7 @@ class Tracer(fx.Tracer):
         """Parameters and buffers whose values the forward uses without the graph showing it."""
         self.told: set[nn.Module] = set()
         self.outside, self.switched = modes(), False
-        """Whether the forward switches a mode of torch that no graph carries along."""
+        """Whether the forward switches what no graph carries along: a mode of torch, hooks."""
         self.known_parts: tuple[nn.Module, dict[nn.Module, str], dict[Any, str]] | None = None
         """The traced module, the paths of its parts, and of the tensors that are plain attributes of them."""
         self.values: list[weakref.ref[fx.Proxy]] = []
@@ -108,7 +110,7 @@ class Tracer(fx.Tracer):
         for sizes in (self.sizes, *self.other_sizes):
             sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
-        with told_apart(classes, self.told), Reads(self.names, lambda: self.measuring) as reads:
+        with told_apart(classes, self.told), Reads(root, self.names, lambda: self.measuring) as reads:
             graph = self._trace(root, modules)
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
@@ -129,6 +131,13 @@ class Tracer(fx.Tracer):
             if self._derives_from_data(value.node):
                 self.watch.seen[value.node] = "the model keeps this value"
                 self.keeps |= not rebound
+
+    def is_like(self, other: Tracer) -> bool:
+        """Whether both have traced the same graph, of equal tensors."""
+        ours, theirs = ({name: t for t, name in tracer.tensor_attrs.items()} for tracer in (self, other))
+        names = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
+        equal = all(_equal(ours.get(name), theirs.get(name)) for name in names)
+        return equal and str(self.graph) == str(other.graph)
 
     def _derives_from_data(self, node: fx.Node) -> bool:
         """Whether a value is another for other inputs: no size, and computed from more than parameters."""
@@ -259,6 +268,7 @@ class Tracer(fx.Tracer):
         return m.forward(*args, **kwargs)
 
     def _called_watched(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.switched |= self.hooked(m)
         why = f"a hook on {name} sees this value"
         self.watch.mark((args, kwargs), why)
         result = self._called(m, name, args, kwargs)
@@ -319,6 +329,11 @@ class Tracer(fx.Tracer):
 def modes() -> tuple[bool, ...]:
     """Modes of torch in which code runs: whether gradients are recorded, and where autocast is on."""
     return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    return one is other or (tensors and one.dtype == other.dtype and torch.equal(one, other))
 
 
 def asks_for_optional(node: fx.Node) -> bool:

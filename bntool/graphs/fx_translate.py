@@ -23,6 +23,7 @@ from bntool.graphs.fx_calls import (
     names,
     overwritten,
     param_of,
+    tensor_key,
 )
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks, has_own_call
@@ -131,6 +132,8 @@ class Translator:
             return True
         if self._is_one_of_several(node):
             return False
+        if any(n.op == "get_attr" and self._is_written(n) for n in node.all_input_nodes[1:]):
+            return False
         return not any(isinstance(i, fx.Node) and i not in self.plain for i in self._index_inputs(node))
 
     def _is_one_of_several(self, node: fx.Node) -> bool:
@@ -143,6 +146,18 @@ class Translator:
             self.way.sizes.module(str(source.target)), TORCH_LEAVES
         )
         return isinstance(value, (tuple, list)) or (leaf and isinstance(node.args[1], int))
+
+    def _is_written(self, tensor: fx.Node) -> bool:
+        """Whether the forward writes to a tensor that it reads, maybe through a view of it."""
+        todo, seen = [tensor], {tensor}
+        while todo:
+            users = todo.pop().users
+            if any(changes_in_place(u) for u in users):
+                return True
+            views = [u for u in users if u not in seen and self.way.sizes.is_constant(u)]
+            seen.update(views)
+            todo += views
+        return False
 
     def _index_inputs(self, node: fx.Node) -> list[fx.Node]:
         return [
@@ -179,9 +194,11 @@ class Translator:
         return [n for n in found if n not in self.plain]
 
     def _parameter(self, node: fx.Node) -> Node:
-        if str(node.target) in self.way.sizes.constants:
-            return self._add(node, Spec("constant"))
         path = str(node.target)
+        if path in self.way.sizes.constants:
+            made = self._add(node, Spec("constant"))  # which may share memory with a parameter
+            self.graph.reading.setdefault(tensor_key(self.way.sizes.constants[path]), []).append(made)
+            return made
         spec = Spec("parameter", (), {}, {"value": param_of(attribute(self.part, path), path)})
         made = self._add(node, spec)
         layer, parametrized, rest = path.partition(".parametrizations.")

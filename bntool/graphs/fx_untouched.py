@@ -10,10 +10,15 @@ from typing import Any
 
 from torch import nn
 
+from bntool.graphs.fx_contents import ATOMS, Contents
 from bntool.graphs.walk import modules_in
 
 CONTAINERS = (dict, list, set, OrderedDict)
+#: of values of these types, what is in them is held beside them
+FLAT = ATOMS | set(CONTAINERS)
 WORDS = (bool, int, float, str)
+#: what modules hold is looked into elsewhere
+MEMBERS = ("_modules", "_parameters", "_buffers")
 
 
 @contextlib.contextmanager
@@ -34,19 +39,30 @@ class Traces:
         self.by_module: dict[nn.Module, Held] = {}
         self.rebound: set[str] = set()
         """Names of parameters and buffers in whose places it has put others, once it is all taken back."""
+        deep = [value for _, held in before for value in held.deep()]
+        self.deep = Contents(deep, [held.module for _, held in before] if deep else [])
+
+    def _held(self, module: nn.Module) -> Held | None:
+        if not self.by_module:
+            self.by_module = {held.module: held for _, held in self.before}
+        return self.by_module.get(module)
 
     def changed(self, module: nn.Module) -> bool:
         """Whether by now it has other attributes, parameters or buffers than before."""
-        if not self.by_module:
-            self.by_module = {held.module: held for _, held in self.before}
-        held = self.by_module.get(module)
+        held = self._held(module)
         return held is not None and held.changed()
 
-    def counted(self) -> bool:
-        """Whether a number, a flag or a word among the attributes is another by now."""
-        return any(held.counted() for _, held in self.before)
+    def hooked(self, module: nn.Module) -> bool:
+        """Whether by now it has hooks that it had not."""
+        held = self._held(module)
+        return held is not None and any(held.empty)
+
+    def left(self) -> bool:
+        """Whether a later call could find anything else than this one did."""
+        return any(held.left() for _, held in self.before) or self.deep.changed()
 
     def take_back(self) -> None:
+        self.deep.restore()
         for path, held in [(path, held) for path, held in self.before if not held.is_as_it_was()]:
             self.rebound |= {f"{path}.{name}".lstrip(".") for name in held.rebound()}
             held.restore()
@@ -61,8 +77,15 @@ class Held:
         containers = [value for value in self.attributes.values() if type(value) in CONTAINERS]
         self.full = [(value, value.copy()) for value in containers if value]
         self.empty = [value for value in containers if not value]
-        members = (self.attributes["_parameters"], self.attributes["_buffers"])
-        self.tensors = [pair for pair in self.full if pair[0] is members[0] or pair[0] is members[1]]
+        self.members = [self.attributes[name] for name in MEMBERS]
+        self.tensors = [(value, was) for value, was in self.full if any(value is m for m in self.members[1:])]
+
+    def deep(self) -> list[Any]:
+        """What is reached through its attributes but is none of them, nor of their contents."""
+        found = [v for v in self.attributes.values() if type(v) not in FLAT]
+        own = [v for v, _ in self.full if not any(v is m for m in self.members)]
+        inside = [i for v in own for i in (v.values() if isinstance(v, dict) else v) if type(i) not in ATOMS]
+        return [v for v in (*found, *inside) if type(v) is not tuple or not ATOMS.issuperset(map(type, v))]
 
     def rebound(self) -> list[str]:
         """Names of parameters and buffers that are others by now."""
@@ -76,19 +99,33 @@ class Held:
         return not self._has_its_attributes() or not all(_same(now, was) for now, was in self.tensors)
 
     def is_as_it_was(self) -> bool:
-        """Whether neither it nor what its containers hold is another; False where that is not asked."""
-        if any(self.empty) or not self._has_its_attributes():
-            return False
-        return all(isinstance(value, dict) and _same(value, was) for value, was in self.full)
+        """Whether neither it nor what its containers hold is another."""
+        return self._has_its_attributes() and self._has_its_contents()
 
-    def counted(self) -> bool:
+    def left(self) -> bool:
+        """Whether there is anything else than before, but for another number, flag or word that is equal.
+
+        (A later call reads what is in the place of a parameter or buffer as any of them, on the same way.)
+        """
+        members = [was for _, was in self.tensors]
+        others = [pair for pair in self.full if not any(pair[1] is was for was in members)]
+        if any(self.empty) or not all(_same_inside(value, was) for value, was in others):
+            return True
+        if any(now.keys() != was.keys() for now, was in self.tensors):
+            return True
         if self._has_its_attributes():
             return False
-        now = {name: value for name, value in self.module.__dict__.items() if type(value) in WORDS}
-        return any(was != now.get(name, was) for name, was in self.attributes.items() if type(was) in WORDS)
+        now = self.module.__dict__
+        if now.keys() != self.attributes.keys():
+            return True
+        pairs = [(now[name], was) for name, was in self.attributes.items()]
+        return any(a is not b and not (type(a) is type(b) and type(a) in WORDS and a == b) for a, b in pairs)
 
     def _has_its_attributes(self) -> bool:
         return _same(self.module.__dict__, self.attributes)
+
+    def _has_its_contents(self) -> bool:
+        return not any(self.empty) and all(_same_inside(value, was) for value, was in self.full)
 
     def restore(self) -> None:
         if not self._has_its_attributes():
@@ -104,3 +141,12 @@ class Held:
 def _same(now: dict[str, Any], was: dict[str, Any]) -> bool:
     """Whether a dictionary holds the very objects that it held."""
     return all(map(operator.is_, now.values(), was.values())) and now.keys() == was.keys()
+
+
+def _same_inside(now: Any, was: Any) -> bool:
+    """Whether a container holds the very objects that it held, in that order."""
+    if isinstance(now, dict):
+        return _same(now, was) and all(map(operator.is_, now, was))
+    if isinstance(now, set):
+        return set(map(id, now)) == set(map(id, was))
+    return len(now) == len(was) and all(map(operator.is_, now, was))

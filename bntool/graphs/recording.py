@@ -18,6 +18,7 @@ from bntool.algebra.affine import Blocked
 from bntool.algebra.rules import NEED_SIZES
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_untouched import untouched
+from bntool.graphs.fx_writes import Undone
 from bntool.graphs.running import outputs_of
 
 UNREACHED = Blocked("its sizes are not known: no call of it is reached with the example inputs")
@@ -69,10 +70,10 @@ def _recorder(calls: list[Inputs]) -> Any:
 
 @contextmanager
 def _as_it_was(root: nn.Module) -> Iterator[None]:
-    """Modes, attributes and the values of buffers are afterwards what they were."""
+    """Modes, attributes and the values of tensors are afterwards what they were."""
     before = [(buffer, buffer.clone()) for buffer in root.buffers()]
     try:
-        with untouched(root):
+        with untouched(root), Undone(root):
             yield
     finally:
         for buffer, value in before:
