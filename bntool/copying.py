@@ -123,12 +123,15 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _is_result(value: Any) -> bool:
-    """Whether torch cannot copy a tensor: computed (a weight, by a hook before every call) or compressed."""
-    return isinstance(value, Tensor) and (value.grad_fn is not None or value.layout in COMPRESSED)
+    """Whether torch cannot copy a tensor: computed (a weight, by a hook before calls), compressed, nested."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.grad_fn is not None or value.layout in COMPRESSED or value.is_nested
 
 
 def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+    own = tensor.detach().clone()
+    return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
 
 
 def _plain(cls: type[nn.Module]) -> bool:

@@ -311,3 +311,22 @@ def test_a_compressed_buffer_is_copied(kind: type[nn.Module]) -> None:
     result, report = folded(model, X)
     assert names(report.folded) == ["norm"]
     assert result.mask is not model.mask
+
+
+def test_a_nested_buffer_is_copied() -> None:
+    torch.manual_seed(2)
+    model = prepared(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), X)
+    model.register_buffer("ragged", torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)]))
+    assert len(fold(model, X, form="graph").report.folded) == 1
+    ragged = fold(model, X).model.ragged
+    assert [part.shape for part in ragged.unbind()] == [(2, 3), (4, 3)]
+    assert ragged.data_ptr() != model.ragged.data_ptr()
+
+
+@pytest.mark.parametrize("compressed", [torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc])
+def test_a_compressed_parameter_stays_one(compressed: Callable[[Tensor], Tensor]) -> None:
+    model = prepared(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), X)
+    model.mask = nn.Parameter(compressed(torch.eye(3)), requires_grad=False)
+    copied = fold(model, X).model.mask
+    assert isinstance(copied, nn.Parameter)
+    assert torch.equal(copied.to_dense(), torch.eye(3))
