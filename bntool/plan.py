@@ -171,10 +171,21 @@ class _Planner:
         norm = self.norms[call.owner]
         return norm.map if isinstance(norm.map, Blocked) else self._current(norm, call)
 
+    def _misfits(self, call: Node) -> bool:
+        """Whether a norm is given what it has no statistics for. (Only asked where something is amiss.)"""
+        given = self.graph.shape(call.inputs[0]) if is_norm(call) and call.inputs else None
+        found = self.norms[call.owner].map if call.owner in self.norms else None
+        return isinstance(found, ChannelAffine) and given is not None and given[1:2] != found.shape
+
     def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
         gone = self.plan.folded_owners
         search = Search(self.constants, self.showing, gone, norm.owner, self.barred, self._fixed)
-        found = search.run(goals)
+        try:
+            found = search.run(goals)
+        except ValueError:  # maps that cannot be put together
+            if not any(map(self._misfits, self.graph.nodes)):
+                raise
+            return Blocked("a norm has other channels than what it is given: the model would raise there")
         if isinstance(found, Blocked):
             return found
         disagreed = self._agreed(found)

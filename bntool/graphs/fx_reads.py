@@ -24,6 +24,7 @@ class Reads(TorchFunctionMode):
     def __init__(self, root: nn.Module, tensors: Container[int], paused: Callable[[], bool]) -> None:
         super().__init__()
         self.root, self.tensors, self.paused = root, tensors, paused
+        self.refused = False
         self.found: set[int] = set()
         """Ids, or where the memory is of what is none of the `tensors` but may share it with one."""
 
@@ -36,6 +37,7 @@ class Reads(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         given = _tensors((*args, *kwargs.values()) if kwargs else args)
         if given and any(memory(t) in self.held for t in written(function, args, kwargs or {})):
+            self.refused = True
             raise fx.proxy.TraceError("a forward writes to a tensor that the model holds")
         result = function(*args, **(kwargs or {}))
         if given and _is_value(result):

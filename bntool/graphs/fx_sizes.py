@@ -5,7 +5,7 @@ Runs the ops on `meta` tensors, which have sizes and types but no data (ten time
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +58,8 @@ class Sizes:
         """Tensors made while tracing, by the name under which the graph reads them."""
         self.held: dict[str, torch.Tensor] = {}
         """The root's tensors as they were before the forward put others in their places."""
+        self.impossible = False
+        """Whether a call of known values raises whatever is in them."""
         self.constant: dict[fx.Node, bool] = {}
         self.metas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         args, kwargs = inputs if inputs is not None else ((), {})
@@ -95,7 +97,8 @@ class Sizes:
         try:
             with torch.no_grad():
                 return _without_data(self._run(node))
-        except Exception:
+        except Exception as error:
+            self.impossible |= "meta" not in str(error) and not isinstance(error, NotImplementedError)
             return self._note(node)
 
     def _note(self, node: fx.Node) -> Any:
@@ -135,7 +138,8 @@ class Sizes:
     def _call_module(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.module(name)
         given = (*args, *kwargs.values())
-        if isinstance(module, nn.modules.batchnorm._NormBase) and len(given) == 1:
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if norm and len(given) == 1 and given[0].ndim > 1 and given[0].shape[1] == module.num_features:
             return given[0]  # its size is its input's, and working that out the long way takes 9 ms
         if type(module) in CONVS and len(args) == 1:
             return self._conv(module, args[0])
@@ -188,6 +192,32 @@ def rebatched(inputs: Inputs | None, *more: int) -> list[Inputs]:
         for n in dict.fromkeys((1, here + 1, *more, 4096))
         if n != here and here
     ]
+
+
+def revalued(inputs: Inputs | None, arguments: Iterable[tuple[int, str]]) -> list[Inputs]:
+    """The inputs with another number, or length of a list, in one of `arguments` (place and name) each."""
+    args, kwargs = inputs if inputs is not None else ((), {})
+    found: list[Inputs] = []
+    for place, name in arguments:
+        if name.startswith("*"):
+            found += [(other, kwargs) for other in _others(tuple(args)) if len(other) >= place]
+        elif name in kwargs:
+            found += [(args, {**kwargs, name: other}) for other in _others(kwargs[name])]
+        elif place < len(args):
+            found += [((*args[:place], other, *args[place + 1 :]), kwargs) for other in _others(args[place])]
+    return found
+
+
+def _others(value: Any) -> list[Any]:
+    """Values next to an argument's: one less and one more, of numbers or of what a list holds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [value - 1, value + 1]
+    if type(value) in (list, tuple) and value:
+        numbers = [
+            type(value)([*value[:i], n, *value[i + 1 :]]) for i, v in enumerate(value) for n in _others(v)
+        ]
+        return [value[:-1], value + value[-1:], *numbers]
+    return []
 
 
 def _with_inputs_first(node: fx.Node, known: dict[fx.Node, T], work_out: Callable[[fx.Node], T]) -> T:

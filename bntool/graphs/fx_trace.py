@@ -7,6 +7,7 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 from __future__ import annotations
 
 import gc
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bntool.graphs.fx_baked import is_torchs_own
+from bntool.graphs.fx_catching import catches
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_reads import Reads
@@ -71,6 +73,8 @@ class Tracer(fx.Tracer):
         """Whether the forward has changed a module by now: what it is then, only its own forward shows."""
         self.hooked: Callable[[nn.Module], bool] = lambda module: False
         """Whether the forward has given a module hooks by now, which no graph would call."""
+        self.gave_up = ""
+        """Why tracing could not go on, which the forward may have caught."""
         self.taken = 0
         self.asked_data = False
         """Whether a fork was at anything but an argument that may be left out."""
@@ -94,6 +98,8 @@ class Tracer(fx.Tracer):
         self.values: list[weakref.ref[fx.Proxy]] = []
         self.reads_batch = False
         """Whether the forward goes on with a number, or a length, that would be another for other batches."""
+        self.reads_of: dict[tuple[int, str], None] = {}
+        """The arguments, by place and name, with whose own numbers or lengths the forward goes on."""
         self.keeps = False
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
@@ -112,12 +118,21 @@ class Tracer(fx.Tracer):
         classes = {type(m) for m in modules.values()}
         with told_apart(classes, self.told), Reads(root, self.names, lambda: self.measuring) as reads:
             graph = self._trace(root, modules)
+        if self.gave_up or reads.refused or (catches(classes) and self._would_raise(graph)):
+            raise fx.proxy.TraceError(self.gave_up or "the forward catches what it raises")
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
         graph._tracer_cls = Reader
         for node in [n for n in graph.nodes if "left_out" in n.meta]:
             graph.erase_node(node)
         return graph
+
+    def _would_raise(self, graph: fx.Graph) -> bool:
+        """Whether a call cannot be given what it is: the forward then does not go on as it is traced."""
+        assert self.sizes is not None
+        for node in [n for n in graph.nodes if n.op != "output"]:
+            self.known(node)
+        return self.sizes.impossible
 
     def _mark_kept(self, modules: Iterable[nn.Module]) -> None:
         """Whoever holds a value when the forward is through: a later call, or somebody else, may read it.
@@ -168,7 +183,11 @@ class Tracer(fx.Tracer):
 
         With `as_given` it is what the inputs make of it; who calls a module may do it another way.
         """
-        if not isinstance(argument, Value) or not argument.node.args:
+        if not isinstance(argument, Value):
+            return argument
+        if self.known(argument.node) is None:
+            return self._or_none(argument)
+        if not argument.node.args:
             return argument
         default = argument.node.args[0]
         if not self.as_given:
@@ -179,6 +198,22 @@ class Tracer(fx.Tracer):
             return argument
         argument.node.meta["left_out"] = True
         return default
+
+    def _or_none(self, value: Value) -> Any:
+        """What may be None another time, where the inputs say so: a fork, as no traced value ever is None."""
+        value.node.meta["optional"] = True
+        return value if self._fork(value.node) else None
+
+    def create_proxy(self, kind: str, target: Any, *more: Any, **named: Any) -> Any:
+        value: Any = super().create_proxy(kind, target, *more, **named)
+        if target not in (operator.getitem, "get") or not is_of_argument(value.node):
+            return value
+        return self._or_none(value) if target == "get" or self.known(value.node) is None else value
+
+    def refusal(self, why: str) -> Exception:
+        """What to raise where tracing cannot go on; the forward must not, either."""
+        self.gave_up = why
+        return fx.proxy.TraceError(why)
 
     def _fork(self, node: fx.Node) -> bool:
         """Which way to go, the same whenever the same is asked: both are gone, in different traces."""
@@ -286,6 +321,7 @@ class Tracer(fx.Tracer):
     def read(self, node: fx.Node, what: Callable[[Any], Any] = lambda value: value) -> Any:
         """`what` is read of a value whose size is known: the graph will hold it as it is for these inputs."""
         found = what(self.known(node))
+        self.reads_of |= dict.fromkeys(self._arguments_in(node))
         others = [o for o in self._for_other_batches(node) if o is not UNKNOWN]
         self.reads_batch |= any(what(o) != found for o in others)
         return found
@@ -310,9 +346,23 @@ class Tracer(fx.Tracer):
         assert self.sizes is not None
         if self.sizes.is_constant(obj.node):
             return True
-        if not self.sizes_decide or asks_for_optional(obj.node):
+        if not self.sizes_decide or asks_for_optional(obj.node) or self._arguments_in(obj.node):
             return False
         return self._whatever_the_batch(obj, known)
+
+    def _arguments_in(self, node: fx.Node) -> list[tuple[int, str]]:
+        """The arguments from whose own values, and not from the sizes of tensors, a value derives."""
+        todo, found, seen = [node], list[tuple[int, str]](), {node}
+        while todo:
+            value = todo.pop()
+            if isinstance(self.known(value), torch.Tensor):
+                continue
+            if value.op == "placeholder":
+                places = [n for n in self.graph.nodes if n.op == "placeholder"]
+                found.append((places.index(value), str(value.target)))
+            todo += [v for v in value.all_input_nodes if v not in seen]
+            seen.update(value.all_input_nodes)
+        return found
 
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether it is the same for batches of one, of one more, of many."""
@@ -323,7 +373,15 @@ class Tracer(fx.Tracer):
         known = self.known(obj.node)
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
             return iter([obj[i] for i in range(self.read(obj.node, len))])  # type: ignore[index]
+        self.gave_up = "a value of unknown length is gone through"
         return super().iter(obj)
+
+
+def is_of_argument(node: fx.Node) -> bool:
+    """Whether a node takes something out of an argument that is a dictionary, a tuple, a list."""
+    while node.target in (operator.getitem, "get") and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "placeholder"
 
 
 def modes() -> tuple[bool, ...]:

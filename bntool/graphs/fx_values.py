@@ -58,12 +58,12 @@ class Value(InPlace):
         if sort is not UNKNOWN and not hasattr(sort, name):
             raise AttributeError(f"{name!r} is no attribute of it")
         if name in HISTORY:
-            raise fx.proxy.TraceError("how a value came about is not known")
+            raise self.tracer.refusal("how a value came about is not known")  # type: ignore[attr-defined]
         return Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in STORAGE:
-            raise fx.proxy.TraceError("a forward puts other data in a tensor")
+            raise self.tracer.refusal("a forward puts other data in a tensor")  # type: ignore[attr-defined]
         super().__setattr__(name, value)
 
     def __index__(self) -> int:
@@ -79,7 +79,7 @@ class Value(InPlace):
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (tuple, list, torch.Tensor)):
             return int(self.tracer.read(self.node, len))  # type: ignore[attr-defined]
-        raise fx.proxy.TraceError("the length of a traced value is not known")
+        raise self.tracer.refusal("the length of a traced value is not known")  # type: ignore[attr-defined]
 
     @classmethod
     def __torch_function__(
@@ -99,7 +99,7 @@ class Value(InPlace):
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (int, float, bool)):
             return self.tracer.read(self.node)  # type: ignore[attr-defined]
-        raise fx.proxy.TraceError("a number is read from data")
+        raise self.tracer.refusal("a number is read from data")  # type: ignore[attr-defined]
 
 
 class Attribute(fx.proxy.Attribute, Value):

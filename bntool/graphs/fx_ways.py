@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx, nn
 
 from bntool.graphs.fx_batches import batches_apart
 from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
-from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched
+from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched, revalued
 from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
 from bntool.graphs.fx_untouched import untouched
 
@@ -51,6 +52,16 @@ class Failed:
     sizes_may_help: bool = True
 
 
+@dataclass
+class Reading:
+    """With which numbers that other inputs have others of the ways go on: the size of the batch, numbers and
+    lengths of arguments by place and name.
+    """
+
+    batch: bool = False
+    arguments: dict[tuple[int, str], None] = field(default_factory=dict)
+
+
 def ways_through(
     root: nn.Module,
     is_leaf: Callable[[nn.Module, str], bool],
@@ -63,21 +74,22 @@ def ways_through(
     """Every way through `root`, or the module that cannot be traced.
 
     Forks that depend on sizes go as with those of `inputs` where `sizes_decide`, else both ways. Arguments
-    with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out. Where a
-    number is read that other batches have another of, there are ways for a batch of one and of one more; so
-    there are where a constant slice takes another share of those, if the ways are to be right
-    `for_other_batches` too.
+    with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out. Where an
+    argument's own number or length is read, there are ways for those next to it. Where a number is read that
+    other batches have another of, there are ways for a batch of one and of one more; so there are where a
+    constant slice takes another share of those, if the ways are to be right `for_other_batches` too.
     """
-    options = {"sizes_decide": sizes_decide, "as_given": as_given}
-    ways, reads_batch = _ways(root, is_leaf, inputs, **options)
+    options: dict[str, Any] = {"sizes_decide": sizes_decide, "as_given": as_given}
+    ways, reads = _ways(root, is_leaf, inputs, **options)
     if isinstance(ways, Failed):
         return ways
     result = list(ways)
-    batches = rebatched(inputs)[:-1] if reads_batch else []
+    batches = rebatched(inputs)[:-1] if reads.batch else []
     if for_other_batches:
-        batches = batches_apart(root, [(w.graph, w.sizes) for w in ways], inputs, near_too=reads_batch)
-    for others in batches:
-        more, _ = _ways(root, is_leaf, others, **options, refusable=True)
+        batches = batches_apart(root, [(w.graph, w.sizes) for w in ways], inputs, near_too=reads.batch)
+    nearby = [(others, (LookupError, TypeError)) for others in revalued(inputs, reads.arguments)]
+    for others, refusals in [*((others, (LookupError,)) for others in batches), *nearby]:
+        more, _ = _ways(root, is_leaf, others, **options, refusals=refusals)
         if isinstance(more, Failed):
             return more
         result += more
@@ -91,19 +103,19 @@ def _ways(
     *,
     sizes_decide: bool,
     as_given: bool,
-    refusable: bool = False,
-) -> tuple[list[Way] | Failed, bool]:
-    """The ways, and whether they read a number that other batches have another of.
+    refusals: tuple[type[Exception], ...] = (),
+) -> tuple[list[Way] | Failed, Reading]:
+    """The ways, and which numbers they go on with.
 
-    There may be none for `refusable` inputs: the model itself may raise.
+    There may be none where there are `refusals`, which the model itself may raise for these inputs.
     """
     ways: list[Way] = []
-    reads_batch = False
+    reads = Reading()
     todo: list[list[bool]] = [[]]
     sizes_may_help = False
     while todo:
         if len(ways) + len(todo) > (limit := _limit(ways)):
-            return Failed("", MANY.format(limit), sizes_may_help), False
+            return Failed("", MANY.format(limit), sizes_may_help), reads
         decisions = todo.pop()
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
@@ -112,21 +124,23 @@ def _ways(
                 tracer.changed, tracer.hooked = traces.changed, traces.hooked
                 graph = tracer.run(root)
                 if (tracer.keeps or traces.left()) and not goes_alike(again(tracer), tracer, root):
-                    return Failed("", "goes another way when it is called again", False), False
+                    return Failed("", "goes another way when it is called again", False), reads
         except Exception as error:
-            if not ((decisions or refusable) and cannot_happen(error)):
+            refused = isinstance(error, refusals) or ((decisions or refusals) and cannot_happen(error))
+            if not refused:
                 path = tracer.failed_in or ""
                 endless = isinstance(error, EndlessWays)
-                return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path), False
+                return Failed(path, MANY.format(MOST_WAYS)) if endless else Failed(path), reads
         else:
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
             more = tracer.switched or tracer.keeps or has_own_call(root) or hooks_feed_back(root)
             ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, more))
         sizes_may_help |= tracer.asked_data
-        reads_batch |= tracer.reads_batch
+        reads.batch |= tracer.reads_batch
+        reads.arguments |= tracer.reads_of
         todo.extend([*decisions[:i], False] for i in range(given, len(decisions)))
-    return ways if ways or refusable else Failed(""), reads_batch
+    return ways if ways or refusals else Failed(""), reads
 
 
 def is_whole(ways: Sequence[Way]) -> bool:
