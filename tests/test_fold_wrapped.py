@@ -40,6 +40,16 @@ def test_what_has_been_compiled_says_so() -> None:
     assert "then compile" in reason(fold(within, IMAGE, verify=False).report)
 
 
+def test_a_compiled_part_of_a_model_that_is_merged_runs() -> None:
+    torch.manual_seed(0)
+    part = prepared(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), torch.randn(2, 4, 5, 5).double())
+    first = prepared(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), IMAGE)
+    model = nn.Sequential(first, torch.compile(part, backend="eager")).eval()
+    result = fold(model, IMAGE, form="graph", merge=True, verify=False)
+    assert [entry.name for entry in result.report.folded] == ["0.1"]
+    assert error(model, result.model, IMAGE) < 1e-12
+
+
 def test_a_script_is_refused_in_words() -> None:
     script = torch.jit.script(block().eval())
     for verb in (fold, fold_, insert, inspect, calibrate):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -40,12 +41,19 @@ def tensors_of(root: nn.Module) -> Iterable[Tensor]:
         yield from (t for t in (*held, *inside) if isinstance(t, Tensor))
 
 
+def _as_written() -> AbstractContextManager[Any]:
+    """What is compiled runs as it is written: torch.compile would have to compile the mode along."""
+    compiled = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
 class Undone(TorchFunctionMode):
     """What calls write to the tensors that a model holds is taken back at the end."""
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.held = {memory(t) for t in tensors_of(root)} - {0}
+        self.stance = _as_written()
         self.before: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         """Each tensor that is written to, its memory, and what was in that."""
 
@@ -55,8 +63,13 @@ class Undone(TorchFunctionMode):
                 self.before[id(tensor)] = (tensor, tensor.detach(), tensor.detach().clone())
         return function(*args, **(kwargs or {}))
 
+    def __enter__(self) -> Any:
+        self.stance.__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self.stance.__exit__(*raised)
         for tensor, place, value in reversed(self.before.values()):
             with torch.inference_mode(place.is_inference()), torch.no_grad():
                 place.copy_(value)
