@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from bntool.sources.refs import PythonRef
 if TYPE_CHECKING:
     from torch import nn
 
+#: folders that installers make
+PACKAGES = {"site-packages", "dist-packages"}
 _NOTE = "_bntool_origin"
 
 
@@ -55,9 +58,17 @@ def root_of(file: Path, ref: PythonRef) -> Path:
 
 
 def installed(file: Path) -> bool:
-    """Whether a file belongs to Python or an installed package, and so is there on the other side too."""
-    homes = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
-    return any(home in file.parents for home in homes)
+    """Whether a file belongs to Python or an installed package, and so is there on the other side too.
+
+    (Packages may be installed elsewhere than where this Python looks first: clusters name such folders in
+    PYTHONPATH.)
+    """
+    return not PACKAGES.isdisjoint(file.parts) or any(home in file.parents for home in _homes())
+
+
+@cache
+def _homes() -> set[Path]:
+    return {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
 
 
 def own_files(file: Path, root: Path) -> list[Path]:

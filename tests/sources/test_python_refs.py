@@ -12,6 +12,7 @@ from bntool.errors import BntoolError, LoadError, UsageError
 from bntool.save import save
 from bntool.sources import load, open_model
 from bntool.sources.inputs import InputSpec, parse_input
+from bntool.sources.origin import of
 from bntool.sources.refs import FileRef, PythonRef, parse
 
 NETS = """
@@ -90,6 +91,18 @@ def test_a_module_is_named_by_its_dotted_name(nets: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(nets.parent)
     assert len(load("nets:net(depth=1)").layers) == 1
     assert isinstance(load("torch.nn:Linear(in_features=2, out_features=3)"), torch.nn.Linear)
+
+
+def test_packages_installed_elsewhere_are_nobodys_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "lib" / "site-packages" / "elsewhere"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import torch\ndef net(): return torch.nn.ReLU()\n")
+    monkeypatch.syspath_prepend(package.parent)
+    noted = of(load("elsewhere:net"))
+    assert noted is not None
+    assert noted["files"] == []
 
 
 def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
