@@ -210,6 +210,21 @@ def test_a_forward_that_remembers_no_more_than_it_did_is_traced_as_ever() -> Non
     assert model.box.last is None
 
 
+def test_a_cache_of_what_is_computed_from_parameters_keeps_no_norm() -> None:
+    def caches(self: Any, x: Tensor) -> Any:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.table[:, self.index]
+        return run(self, x) + self.cache["bias"]
+
+    model: Any = prepared(Block(run, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)), X)
+    model.function, model.cache, model.index = caches, {}, torch.tensor([0, 1, 1, 0, 1])
+    model.table = nn.Parameter(torch.randn(5, 2, dtype=torch.float64))
+    result = fold(model, X, verify=False)
+    assert names(result.report.folded) == ["norm"]
+    assert not model.cache
+    assert error(model, result.model, X) < 1e-12
+
+
 def test_a_hook_that_a_forward_gives_a_layer_for_a_while_is_not_lost_in_a_graph() -> None:
     def hooked(self: Any, x: Tensor) -> Any:
         handle = self.conv.register_forward_hook(lambda module, args, output: output * 2)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from bntool.graphs.fx_contents import ATOMS, Contents
 from bntool.graphs.walk import modules_in
@@ -105,20 +105,23 @@ class Held:
     def left(self) -> bool:
         """Whether there is anything else than before, but for another number, flag or word that is equal.
 
-        (A later call reads what is in the place of a parameter or buffer as any of them, on the same way.)
+        (Whether a later call may find other traced values is asked of those themselves. It reads what is in
+        the place of a parameter or buffer as any of them, on the same way.)
         """
         members = [was for _, was in self.tensors]
         others = [pair for pair in self.full if not any(pair[1] is was for was in members)]
-        if any(self.empty) or not all(_same_inside(value, was) for value, was in others):
+        filled = [v for held in self.empty for v in (held.values() if isinstance(held, dict) else held)]
+        if not _are_traced(filled) or not all(_same_inside(value, was) for value, was in others):
             return True
         if any(now.keys() != was.keys() for now, was in self.tensors):
             return True
         if self._has_its_attributes():
             return False
-        now = self.module.__dict__
-        if now.keys() != self.attributes.keys():
+        now = {name: v for name, v in self.module.__dict__.items() if not isinstance(v, fx.Proxy)}
+        if not now.keys() <= self.attributes.keys():
             return True
-        pairs = [(now[name], was) for name, was in self.attributes.items()]
+        gone = self.attributes.keys() - self.module.__dict__.keys()
+        pairs = [(v, self.attributes[name]) for name, v in now.items()] + [(None, ...) for _ in gone]
         return any(a is not b and not (type(a) is type(b) and type(a) in WORDS and a == b) for a, b in pairs)
 
     def _has_its_attributes(self) -> bool:
@@ -136,6 +139,10 @@ class Held:
             (value.extend if type(value) is list else value.update)(was)
         for value in self.empty:
             value.clear()
+
+
+def _are_traced(values: list[Any]) -> bool:
+    return all(isinstance(value, fx.Proxy) for value in values)
 
 
 def _same(now: dict[str, Any], was: dict[str, Any]) -> bool:
