@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bntool.graphs.walk import modules_in
 
@@ -74,7 +74,7 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if not _plain(type(module)):
         for part in module.modules():
             held = (*part.__dict__.values(), *part._parameters.values(), *part._buffers.values())
-            memo |= {id(v): _own(v) for v in held if _is_result(v) and id(v) not in memo}
+            memo |= {id(t): _own(t) for v in held for t in _results_in(v) if id(t) not in memo}
         return copy.deepcopy(module, memo)
     new = memo[id(module)] = type(module).__new__(type(module))
     for name, value in module.__dict__.items():
@@ -116,10 +116,13 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if _is_result(value):
-        memo[id(value)] = _own(value)
-        return memo[id(value)]
+    memo |= {id(t): _own(t) for t in _results_in(value) if id(t) not in memo}
     return copy.deepcopy(value, memo)
+
+
+def _results_in(value: Any) -> list[Tensor]:
+    """The tensors in it that torch cannot copy."""
+    return [t for t in ([value] if isinstance(value, Tensor) else tree_leaves(value)) if _is_result(t)]
 
 
 def _is_result(value: Any) -> bool:

@@ -110,8 +110,8 @@ class Held:
         """
         members = [was for _, was in self.tensors]
         others = [pair for pair in self.full if not any(pair[1] is was for was in members)]
-        filled = [v for held in self.empty for v in (held.values() if isinstance(held, dict) else held)]
-        if not _are_traced(filled) or not all(_same_inside(value, was) for value, was in others):
+        others += [(value, type(value)()) for value in self.empty]
+        if not all(_same_inside(_without_traced(value, was), was) for value, was in others):
             return True
         if any(now.keys() != was.keys() for now, was in self.tensors):
             return True
@@ -141,8 +141,12 @@ class Held:
             value.clear()
 
 
-def _are_traced(values: list[Any]) -> bool:
-    return all(isinstance(value, fx.Proxy) for value in values)
+def _without_traced(now: Any, was: Any) -> Any:
+    """What a container holds besides traced values; of those in the place of others, those others."""
+    if not isinstance(now, dict):
+        return type(now)(value for value in now if not isinstance(value, fx.Proxy))
+    kept = {key: was.get(key, v) if isinstance(v, fx.Proxy) else v for key, v in now.items()}
+    return {key: value for key, value in kept.items() if not isinstance(value, fx.Proxy)}
 
 
 def _same(now: dict[str, Any], was: dict[str, Any]) -> bool:
