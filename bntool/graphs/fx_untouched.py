@@ -13,9 +13,7 @@ from torch import fx, nn
 from bntool.graphs.fx_contents import ATOMS, Contents
 from bntool.graphs.walk import modules_in
 
-CONTAINERS = (dict, list, set, OrderedDict)
-#: of values of these types, what is in them is held beside them
-FLAT = ATOMS | set(CONTAINERS)
+CONTAINERS = frozenset((dict, list, set, OrderedDict))
 WORDS = (bool, int, float, str)
 #: what modules hold is looked into elsewhere
 MEMBERS = ("_modules", "_parameters", "_buffers")
@@ -74,7 +72,9 @@ class Held:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = module.__dict__.copy()
-        containers = [value for value in self.attributes.values() if type(value) in CONTAINERS]
+        others = [value for value in self.attributes.values() if type(value) not in ATOMS]
+        containers = [value for value in others if type(value) in CONTAINERS]
+        self.deeper = [value for value in others if type(value) not in CONTAINERS]
         self.full = [(value, value.copy()) for value in containers if value]
         self.empty = [value for value in containers if not value]
         self.members = [self.attributes[name] for name in MEMBERS]
@@ -82,10 +82,10 @@ class Held:
 
     def deep(self) -> list[Any]:
         """What is reached through its attributes but is none of them, nor of their contents."""
-        found = [v for v in self.attributes.values() if type(v) not in FLAT]
         own = [v for v, _ in self.full if not any(v is m for m in self.members)]
         inside = [i for v in own for i in (v.values() if isinstance(v, dict) else v) if type(i) not in ATOMS]
-        return [v for v in (*found, *inside) if type(v) is not tuple or not ATOMS.issuperset(map(type, v))]
+        found = (*self.deeper, *inside)
+        return [v for v in found if type(v) is not tuple or not ATOMS.issuperset(map(type, v))]
 
     def rebound(self) -> list[str]:
         """Names of parameters and buffers that are others by now."""
@@ -108,6 +108,8 @@ class Held:
         (Whether a later call may find other traced values is asked of those themselves. It reads what is in
         the place of a parameter or buffer as any of them, on the same way.)
         """
+        if self.is_as_it_was():
+            return False
         members = [was for _, was in self.tensors]
         others = [pair for pair in self.full if not any(pair[1] is was for was in members)]
         others += [(value, type(value)()) for value in self.empty]
