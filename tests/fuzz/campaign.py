@@ -27,7 +27,8 @@ PROCESSES = min(2, os.cpu_count() or 1)
 
 def bntool_fold(model: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> nn.Module:
     """(Where outputs are rounding and nothing else, the oracle alone is to judge.)"""
-    from bntool import VerificationError, fold
+    from bntool import fold
+    from bntool.errors import VerificationError
 
     try:
         return fold(model, inputs, **options).model
