@@ -143,4 +143,5 @@ def _plain(cls: type[nn.Module]) -> bool:
         return False
     if cls.__reduce__ is not object.__reduce__ or cls.__getstate__ is not nn.Module.__getstate__:
         return False
-    return str(cls.__setstate__.__module__).startswith("torch.nn.")
+    own = cls.__setstate__
+    return own is nn.Module.__setstate__ or str(own.__module__).startswith("torch.nn.")

@@ -280,7 +280,11 @@ class Slots(nn.Module):
         return x * self.gain
 
 
-def test_slots_are_copied() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_slots_are_copied(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch.compile has run, which puts another `__setstate__` in all modules."""
+    if compiled:
+        monkeypatch.setattr(nn.Module, "__setstate__", lambda self, state: self.__dict__.update(state))
     model = prepared(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), Slots()), X)
     for options in FORMS:
         folded = fold(model, X, **options).model
