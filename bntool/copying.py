@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections import OrderedDict
 from functools import cache
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
@@ -18,19 +17,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bntool.graphs.walk import modules_in
+from bntool.graphs.walk import CONTAINERS, modules_in
 
 SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
 )
-CONTAINERS = frozenset((dict, OrderedDict, list, set))
 #: of what is shared, what knows nothing
 SHARED_VALUES = SHARED - {FunctionType}
 #: what is not looked into for the functions that it may hold
 KNOWS_NOTHING = (type, ModuleType, Tensor, nn.Module, fx.Graph)
-COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 #: attributes in which a module holds others, parameters and buffers
 MEMBERS = ("_modules", "_parameters", "_buffers")
+COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 def keeps_calling(model: nn.Module) -> bool:

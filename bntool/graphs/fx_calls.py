@@ -16,7 +16,7 @@ from bntool.graphs.aten_schema import argument, written
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import is_computed
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
-from bntool.graphs.fx_values import IN_PLACE
+from bntool.graphs.fx_values import IN_PLACE, says_in_place
 
 
 def names(text: str) -> frozenset[str]:
@@ -185,7 +185,7 @@ def changes_in_place(node: fx.Node) -> bool:
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.op not in ("call_method", "call_function"):
         return False
-    return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS
+    return says_in_place(name) or name in IN_PLACE_OPERATORS
 
 
 def overwritten(node: fx.Node) -> list[fx.Node]:

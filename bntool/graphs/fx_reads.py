@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bntool.graphs.fx_writes import memory, tensors_of, written
@@ -18,13 +18,19 @@ class Reads(TorchFunctionMode):
 
     `paused` says when what happens is not the forward's doing. (A traced value stands for what an attribute
     holds, so the tensor itself is only met where code came by it otherwise, maybe as another tensor with the
-    same memory.) Raises: TraceError where it writes to what `root` holds: a trace would do so for real.
+    same memory.) Where it writes to what `root` holds, which a trace would do for real, raises what `refusal`
+    makes of the reason.
     """
 
-    def __init__(self, root: nn.Module, tensors: Container[int], paused: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        tensors: Container[int],
+        paused: Callable[[], bool],
+        refusal: Callable[[str], Exception],
+    ) -> None:
         super().__init__()
-        self.root, self.tensors, self.paused = root, tensors, paused
-        self.refused = False
+        self.root, self.tensors, self.paused, self.refusal = root, tensors, paused, refusal
         self.found: set[int] = set()
         """Ids, or where the memory is of what is none of the `tensors` but may share it with one."""
 
@@ -37,8 +43,7 @@ class Reads(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         given = _tensors((*args, *kwargs.values()) if kwargs else args)
         if given and any(memory(t) in self.held for t in written(function, args, kwargs or {})):
-            self.refused = True
-            raise fx.proxy.TraceError("a forward writes to a tensor that the model holds")
+            raise self.refusal("a forward writes to a tensor that the model holds")
         result = function(*args, **(kwargs or {}))
         if given and _is_value(result):
             self.found |= {id(t) if id(t) in self.tensors else memory(t) for t in given} - {0}

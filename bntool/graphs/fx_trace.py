@@ -19,21 +19,16 @@ from torch import fx, nn
 
 from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_catching import catches
+from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
+from bntool.graphs.fx_upstream import asks_for_optional, is_of_argument, upstream
 from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
-
-#: a module that can go more ways is not traced: each fork on a way is one more
-MOST_WAYS = 128
-
-
-class EndlessWays(Exception):
-    """One way alone has too many forks: a loop that goes on for as long as the data say."""
 
 
 @dataclass
@@ -67,7 +62,7 @@ class Tracer(fx.Tracer):
         super().__init__(param_shapes_constant=False)
         self.as_given = as_given
         """Whether arguments that `inputs` leave out have their defaults: the graph takes them no more."""
-        self.is_leaf, self.decisions, self.inputs = is_leaf, decisions, inputs
+        self.is_leaf, self.forks, self.inputs = is_leaf, Forks(decisions), inputs
         self.sizes_decide = sizes_decide
         self.changed: Callable[[nn.Module], bool] = lambda module: False
         """Whether the forward has changed a module by now: what it is then, only its own forward shows."""
@@ -75,10 +70,8 @@ class Tracer(fx.Tracer):
         """Whether the forward has given a module hooks by now, which no graph would call."""
         self.gave_up = ""
         """Why tracing could not go on, which the forward may have caught."""
-        self.taken = 0
         self.asked_data = False
         """Whether a fork was at anything but an argument that may be left out."""
-        self.answers: dict[Any, bool] = {}
         self.measuring = False
         """Whether sizes are being worked out: modules then run as they are."""
         self.path = ""
@@ -116,9 +109,9 @@ class Tracer(fx.Tracer):
         for sizes in (self.sizes, *self.other_sizes):
             sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
-        with told_apart(classes, self.told), Reads(root, self.names, lambda: self.measuring) as reads:
+        with told_apart(classes, self.told), self._reads(root) as reads:
             graph = self._trace(root, modules)
-        if self.gave_up or reads.refused or (catches(classes) and self._would_raise(graph)):
+        if self.gave_up or (catches(classes) and self._would_raise(graph)):
             raise fx.proxy.TraceError(self.gave_up or "the forward catches what it raises")
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
@@ -126,6 +119,9 @@ class Tracer(fx.Tracer):
         for node in [n for n in graph.nodes if "left_out" in n.meta]:
             graph.erase_node(node)
         return graph
+
+    def _reads(self, root: nn.Module) -> Reads:
+        return Reads(root, self.names, lambda: self.measuring, self.refusal)
 
     def _would_raise(self, graph: fx.Graph) -> bool:
         """Whether a call cannot be given what it is: the forward then does not go on as it is traced."""
@@ -192,7 +188,7 @@ class Tracer(fx.Tracer):
         default = argument.node.args[0]
         if not self.as_given:
             argument.node.meta["optional"] = True
-            return argument if default is not None or self._fork(argument.node) else None
+            return argument if default is not None or self.forks.at(argument.node) else None
         args, kwargs = self.inputs if self.inputs is not None else ((), {})
         if place < len(args) or argument.node.target in kwargs or type(default) not in LITERALS:
             return argument
@@ -202,7 +198,7 @@ class Tracer(fx.Tracer):
     def _or_none(self, value: Value) -> Any:
         """What may be None another time, where the inputs say so: a fork, as no traced value ever is None."""
         value.node.meta["optional"] = True
-        return value if self._fork(value.node) else None
+        return value if self.forks.at(value.node) else None
 
     def create_proxy(self, kind: str, target: Any, *more: Any, **named: Any) -> Any:
         value: Any = super().create_proxy(kind, target, *more, **named)
@@ -214,18 +210,6 @@ class Tracer(fx.Tracer):
         """What to raise where tracing cannot go on; the forward must not, either."""
         self.gave_up = why
         return fx.proxy.TraceError(why)
-
-    def _fork(self, node: fx.Node) -> bool:
-        """Which way to go, the same whenever the same is asked: both are gone, in different traces."""
-        question = asked(node)
-        if question not in self.answers:
-            if self.taken == MOST_WAYS:
-                raise EndlessWays
-            if self.taken == len(self.decisions):
-                self.decisions.append(True)
-            self.answers[question] = self.decisions[self.taken]
-            self.taken += 1
-        return self.answers[question]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.frozen or self.is_leaf(m, module_qualified_name)
@@ -240,7 +224,7 @@ class Tracer(fx.Tracer):
     ) -> fx.Node:
         """(Without what fx notes of where a node came from.) Raises: TraceError."""
         if kind != "call_module" and kwargs.get("out") is not None:
-            raise fx.proxy.TraceError("a call writes its result into another value")
+            raise self.refusal("a call writes its result into another value")
         node = self.graph.create_node(kind, target, (), {}, *more, **named)
         set_arguments(node, args, kwargs)
         if isinstance(node.type, str):  # quoted: a name that a pickled graph would not find
@@ -339,7 +323,7 @@ class Tracer(fx.Tracer):
             return bool(known)
         self.asked_data |= not asks_for_optional(obj.node)
         self.watch.mark(obj, "which way the forward goes depends on this value")
-        return self._fork(obj.node)
+        return self.forks.at(obj.node)
 
     def _decides(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether a decision is the same whatever the inputs, or at least for other sizes of the batch."""
@@ -352,17 +336,10 @@ class Tracer(fx.Tracer):
 
     def _arguments_in(self, node: fx.Node) -> list[tuple[int, str]]:
         """The arguments from whose own values, and not from the sizes of tensors, a value derives."""
-        todo, found, seen = [node], list[tuple[int, str]](), {node}
-        while todo:
-            value = todo.pop()
-            if isinstance(self.known(value), torch.Tensor):
-                continue
-            if value.op == "placeholder":
-                places = [n for n in self.graph.nodes if n.op == "placeholder"]
-                found.append((places.index(value), str(value.target)))
-            todo += [v for v in value.all_input_nodes if v not in seen]
-            seen.update(value.all_input_nodes)
-        return found
+        found = list(upstream(node, lambda value: not isinstance(self.known(value), torch.Tensor)))
+        given = [n for n in found if n.op == "placeholder"]
+        places = [n for n in self.graph.nodes if n.op == "placeholder"] if given else []
+        return [(places.index(n), str(n.target)) for n in given]
 
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether it is the same for batches of one, of one more, of many."""
@@ -373,15 +350,7 @@ class Tracer(fx.Tracer):
         known = self.known(obj.node)
         if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
             return iter([obj[i] for i in range(self.read(obj.node, len))])  # type: ignore[index]
-        self.gave_up = "a value of unknown length is gone through"
-        return super().iter(obj)
-
-
-def is_of_argument(node: fx.Node) -> bool:
-    """Whether a node takes something out of an argument that is a dictionary, a tuple, a list."""
-    while node.target in (operator.getitem, "get") and node.args and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node.op == "placeholder"
+        raise self.refusal("a value of unknown length is gone through")
 
 
 def modes() -> tuple[bool, ...]:
@@ -392,21 +361,3 @@ def modes() -> tuple[bool, ...]:
 def _equal(one: Any, other: Any) -> bool:
     tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
     return one is other or (tensors and one.dtype == other.dtype and torch.equal(one, other))
-
-
-def asks_for_optional(node: fx.Node) -> bool:
-    """Whether a value derives from an argument that has a default: it may be given or not."""
-    todo, seen = [node], {node}
-    while todo:
-        value = todo.pop()
-        if value.meta.get("optional"):
-            return True
-        todo += [v for v in value.all_input_nodes if v not in seen]
-        seen.update(value.all_input_nodes)
-    return False
-
-
-def asked(node: fx.Node) -> Any:
-    """Equal for nodes that compute the same from the same, as `mode == "train"` does wherever it stands."""
-    plain = all(isinstance(a, fx.Node) or type(a) in LITERALS for a in node.args) and not node.kwargs
-    return (node.target, node.args) if plain and node.op == "call_function" else node

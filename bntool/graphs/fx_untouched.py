@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
 
 from bntool.graphs.fx_contents import ATOMS, Contents
-from bntool.graphs.walk import modules_in
+from bntool.graphs.walk import CONTAINERS, modules_in
 
-CONTAINERS = frozenset((dict, list, set, OrderedDict))
+#: a container and what was in it
+Saved = tuple[Any, Any]
 WORDS = (bool, int, float, str)
-#: what modules hold is looked into elsewhere
-MEMBERS = ("_modules", "_parameters", "_buffers")
 
 
 @contextlib.contextmanager
@@ -77,12 +75,15 @@ class Held:
         self.deeper = [value for value in others if type(value) not in CONTAINERS]
         self.full = [(value, value.copy()) for value in containers if value]
         self.empty = [value for value in containers if not value]
-        self.members = [self.attributes[name] for name in MEMBERS]
-        self.tensors = [(value, was) for value, was in self.full if any(value is m for m in self.members[1:])]
+        parameters, buffers = self.attributes["_parameters"], self.attributes["_buffers"]
+        self.tensors, self.others = list[Saved](), list[Saved]()
+        for saved in self.full:
+            of_tensors = saved[0] is parameters or saved[0] is buffers
+            (self.tensors if of_tensors else self.others).append(saved)
 
     def deep(self) -> list[Any]:
         """What is reached through its attributes but is none of them, nor of their contents."""
-        own = [v for v, _ in self.full if not any(v is m for m in self.members)]
+        own = [v for v, _ in self.others if v is not self.attributes["_modules"]]
         inside = [i for v in own for i in (v.values() if isinstance(v, dict) else v) if type(i) not in ATOMS]
         found = (*self.deeper, *inside)
         return [v for v in found if type(v) is not tuple or not ATOMS.issuperset(map(type, v))]
@@ -110,9 +111,7 @@ class Held:
         """
         if self.is_as_it_was():
             return False
-        members = [was for _, was in self.tensors]
-        others = [pair for pair in self.full if not any(pair[1] is was for was in members)]
-        others += [(value, type(value)()) for value in self.empty]
+        others = [*self.others, *((value, type(value)()) for value in self.empty)]
         if not all(_same_inside(_without_traced(value, was), was) for value, was in others):
             return True
         if any(now.keys() != was.keys() for now, was in self.tensors):

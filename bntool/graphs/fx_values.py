@@ -27,6 +27,11 @@ IN_PLACE = {
 }
 
 
+def says_in_place(name: str) -> bool:
+    """Whether a function has the name that torch gives those that write to their first argument: add_."""
+    return name.endswith("_") and not name.endswith("__")
+
+
 #: what a tensor says of how it came about
 HISTORY = ("grad", "grad_fn", "_base", "_version")
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import fx, nn
 
 from bntool.graphs.fx_batches import batches_apart
+from bntool.graphs.fx_forks import MOST_WAYS, EndlessWays
 from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched, revalued
-from bntool.graphs.fx_trace import MOST_WAYS, EndlessWays, Tracer
+from bntool.graphs.fx_trace import Tracer
 from bntool.graphs.fx_untouched import untouched
 
 #: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short
@@ -157,7 +158,7 @@ def goes_alike(second: Tracer, first: Tracer, root: nn.Module) -> bool:
 def again(tracer: Tracer) -> Tracer:
     """One that goes the same way, as far as that depends on the inputs."""
     t = tracer
-    return Tracer(t.is_leaf, list(t.decisions), t.inputs, t.sizes_decide, t.as_given)
+    return Tracer(t.is_leaf, list(t.forks.decisions), t.inputs, t.sizes_decide, t.as_given)
 
 
 def _limit(ways: list[Way]) -> int:

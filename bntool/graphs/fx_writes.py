@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bntool.graphs.fx_values import IN_PLACE
+from bntool.graphs.fx_values import IN_PLACE, says_in_place
 from bntool.graphs.walk import modules_in
 
 
@@ -19,7 +19,7 @@ def written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[
     """The tensors that a call writes to, or puts other data in."""
     name = getattr(function, "__name__", "")
     writes = name in IN_PLACE or name == "__set__" or kwargs.get("inplace") is True
-    if writes or (name.endswith("_") and not name.endswith("__")):
+    if writes or says_in_place(name):
         return [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)][:1]
     out = kwargs.get("out")
     return [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import nn
+
+#: types of attributes that hold other values
+CONTAINERS = frozenset((dict, OrderedDict, list, set))
 
 
 def modules_in(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:
