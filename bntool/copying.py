@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bntool.graphs.walk import CONTAINERS, modules_in
+from bntool.graphs.walk import CONTAINERS, MEMBERS, modules_in
 
 SHARED = frozenset(
     (int, float, str, bool, type(None), complex, bytes, type, FunctionType, torch.dtype, torch.device)
@@ -26,8 +26,6 @@ SHARED = frozenset(
 SHARED_VALUES = SHARED - {FunctionType}
 #: what is not looked into for the functions that it may hold
 KNOWS_NOTHING = (type, ModuleType, Tensor, nn.Module, fx.Graph)
-#: attributes in which a module holds others, parameters and buffers
-MEMBERS = ("_modules", "_parameters", "_buffers")
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 

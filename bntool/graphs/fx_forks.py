@@ -25,9 +25,9 @@ class Forks:
     taken: int = 0
     answers: dict[Any, bool] = field(default_factory=dict)
 
-    def at(self, node: fx.Node) -> bool:
+    def at(self, node: fx.Node, question: Any = None) -> bool:
         """Which way to go, the same whenever the same is asked. Raises: EndlessWays."""
-        question = asked(node)
+        question = asked(node) if question is None else question
         if question not in self.answers:
             if self.taken == MOST_WAYS:
                 raise EndlessWays

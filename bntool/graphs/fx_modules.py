@@ -32,6 +32,8 @@ class FxGraph:
     """Whether it has ways for other batches that only move other data."""
     dark: set[str] = field(default_factory=set)
     """Modules whose own code cannot be traced."""
+    kept: dict[nn.Module, frozenset[str]] = field(default_factory=dict)
+    """Of those, the attributes in which they keep what their next calls read."""
     called_there: set[str] = field(default_factory=set)
     """Single layers that such code calls and does nothing else with."""
     nodes: list[Node] = field(default_factory=list)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -22,11 +23,18 @@ from bntool.graphs.fx_catching import catches
 from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
+from bntool.graphs.fx_makers import makers_traced
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
-from bntool.graphs.fx_upstream import asks_for_optional, is_of_argument, upstream
+from bntool.graphs.fx_upstream import (
+    asks_circumstances,
+    asks_for_optional,
+    is_of_argument,
+    question,
+    upstream,
+)
 from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
 
@@ -109,8 +117,8 @@ class Tracer(fx.Tracer):
         for sizes in (self.sizes, *self.other_sizes):
             sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
-        with told_apart(classes, self.told), self._reads(root) as reads:
-            graph = self._trace(root, modules)
+        with told_apart(classes, self.told), makers_traced(), self._reads(root) as reads:
+            graph = self._trace(root, modules, held)
         if self.gave_up or (catches(classes) and self._would_raise(graph)):
             raise fx.proxy.TraceError(self.gave_up or "the forward catches what it raises")
         self.read_unseen = reads.names(root)
@@ -156,13 +164,18 @@ class Tracer(fx.Tracer):
         known = self.known(node)
         return (known is UNKNOWN or isinstance(known, torch.Tensor)) and not self.sizes.is_constant(node)
 
-    def _trace(self, root: nn.Module, modules: dict[str, nn.Module]) -> fx.Graph:
+    def _trace(
+        self, root: nn.Module, modules: dict[str, nn.Module], held: dict[str, torch.Tensor]
+    ) -> fx.Graph:
         """The graph of `root`. (torch is given its forward, and later the module with what is known of it:
-        given a module, it asks all attributes of all its parts whether they are tensors.)
+        given a module, it asks all attributes of all its parts whether they are tensors.) Those join what is
+        `held`: the forward may put others in their places.
         """
         if isinstance(root, fx.GraphModule):  # which may have to compile its forward first
             return self.trace(root)
-        self.known_parts = root, {m: path for path, m in modules.items()}, tensor_attributes(modules)
+        attributes = tensor_attributes(modules)
+        held |= {name: tensor for tensor, name in attributes.items() if name not in held}
+        self.known_parts = root, {m: path for path, m in modules.items()}, attributes
         return self.trace(type(root).forward)
 
     def create_args_for_root(
@@ -244,6 +257,8 @@ class Tracer(fx.Tracer):
             return tuple([self.create_arg(part) for part in a])
         if kind is dict and all(type(name) is str for name in a):
             return {name: self.create_arg(part) for name, part in a.items()}
+        if isinstance(a, np.generic):
+            return a.item()
         if type(a) is torch.Tensor and id(a) not in self.names and a not in self.tensor_attrs:
             assert self.sizes is not None
             name = f"_tensor_constant{len(self.sizes.constants)}"
@@ -304,6 +319,8 @@ class Tracer(fx.Tracer):
 
     def read(self, node: fx.Node, what: Callable[[Any], Any] = lambda value: value) -> Any:
         """`what` is read of a value whose size is known: the graph will hold it as it is for these inputs."""
+        if self.asks_circumstances(node):
+            raise self.refusal("it goes on with where a tensor is")
         found = what(self.known(node))
         self.reads_of |= dict.fromkeys(self._arguments_in(node))
         others = [o for o in self._for_other_batches(node) if o is not UNKNOWN]
@@ -317,7 +334,18 @@ class Tracer(fx.Tracer):
         finally:
             self.measuring = False
 
+    def is_tensor(self, node: fx.Node) -> bool:
+        known = self.known(node)
+        return isinstance(known, torch.Tensor) or (
+            known is UNKNOWN and node.op in ("placeholder", "call_module")
+        )
+
+    def asks_circumstances(self, node: fx.Node) -> bool:
+        return asks_circumstances(node, self.is_tensor)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
+        if self.asks_circumstances(obj.node):
+            return self.forks.at(obj.node, question(obj.node, self.is_tensor))
         known = self.known(obj.node)
         if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
             return bool(known)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from torch import fx, nn
 
 from bntool.graphs.fx_contents import ATOMS, Contents
-from bntool.graphs.walk import CONTAINERS, modules_in
+from bntool.graphs.walk import CONTAINERS, MEMBERS, modules_in
 
 #: a container and what was in it
 Saved = tuple[Any, Any]
 WORDS = (bool, int, float, str)
+OF_ALL_MODULES = frozenset(nn.Module().__dict__)
 
 
 @contextlib.contextmanager
@@ -56,6 +57,17 @@ class Traces:
     def left(self) -> bool:
         """Whether a later call could find anything else than this one did."""
         return any(held.left() for _, held in self.before) or self.deep.changed()
+
+    def left_on(self, but: Container[str]) -> tuple[str, frozenset[str]] | None:
+        """A part of the root, `but` for some, that is not as it was, and the attributes that are not; None if
+        there is none, or if others may hold what has changed.
+        """
+        changed = [(path, held) for path, held in self.before if not held.is_as_it_was()]
+        containers = [id(value) for _, held in changed for value in held.changed_containers()]
+        if self.deep.changed() or len(set(containers)) < len(containers):
+            return None
+        of_parts = [(path, held.names_left()) for path, held in changed if path and path not in but]
+        return next(((path, names) for path, names in of_parts if not names & OF_ALL_MODULES), None)
 
     def take_back(self) -> None:
         self.deep.restore()
@@ -124,6 +136,24 @@ class Held:
         gone = self.attributes.keys() - self.module.__dict__.keys()
         pairs = [(v, self.attributes[name]) for name, v in now.items()] + [(None, ...) for _ in gone]
         return any(a is not b and not (type(a) is type(b) and type(a) in WORDS and a == b) for a, b in pairs)
+
+    def changed_containers(self) -> list[Any]:
+        """Those of its attributes' that hold something else by now."""
+        before = [*self.full, *((value, type(value)()) for value in self.empty)]
+        return [value for value, was in before if not _same_inside(value, was)]
+
+    def names_left(self) -> frozenset[str]:
+        """The names of its attributes, parameters, buffers and parts that are others by now."""
+        saved = {id(value): was for value, was in self.full}
+        now, before = dict(self.module.__dict__), dict(self.attributes)
+        for members in MEMBERS:
+            now |= self.module.__dict__[members]
+            before |= saved.get(id(self.attributes[members]), {})
+        others = {
+            name for name in now.keys() | before.keys() if now.get(name, ...) is not before.get(name, ...)
+        }
+        changed = set(map(id, self.changed_containers()))
+        return frozenset(others | {n for n, v in self.attributes.items() if id(v) in changed} - set(MEMBERS))
 
     def _has_its_attributes(self) -> bool:
         return _same(self.module.__dict__, self.attributes)

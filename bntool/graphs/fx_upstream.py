@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import fx
+
+from bntool.graphs.fx_calls import names
 
 
 def upstream(node: fx.Node, counts: Callable[[fx.Node], bool] = lambda value: True) -> Iterator[fx.Node]:
@@ -18,6 +21,31 @@ def upstream(node: fx.Node, counts: Callable[[fx.Node], bool] = lambda value: Tr
         yield value
         todo += [v for v in value.all_input_nodes if v not in seen]
         seen.update(value.all_input_nodes)
+
+
+#: what tensors say of where they are and what they are for, which need not be as it is for the example
+CIRCUMSTANCES = names(
+    "device is_cpu is_cuda is_meta is_mps is_xpu is_xla is_hpu is_mtia get_device is_pinned is_shared "
+    "requires_grad is_leaf"
+)
+
+
+def asks_circumstances(node: fx.Node, is_tensor: Callable[[fx.Node], bool]) -> bool:
+    """Whether a value that is no tensor derives from the circumstances of one."""
+    for value in upstream(node, lambda v: not is_tensor(v)):
+        name = value.args[1] if value.target is getattr else value.target
+        if isinstance(name, str) and name in CIRCUMSTANCES:
+            return True
+    return False
+
+
+def question(value: Any, is_tensor: Callable[[fx.Node], bool]) -> str:
+    """Equal for nodes that compute the same from any tensors: all of a model's are in one place."""
+    if isinstance(value, (tuple, list)):
+        return ", ".join(question(part, is_tensor) for part in value)
+    if not isinstance(value, fx.Node):
+        return repr(value)
+    return "tensor" if is_tensor(value) else f"{value.target}({question(value.args, is_tensor)})"
 
 
 def asks_for_optional(node: fx.Node) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 from torch.overrides import is_tensor_method_or_property
 
@@ -24,6 +27,16 @@ IN_PLACE = {
     "__ior__": operator.ior,
     "__ixor__": operator.ixor,
     "__setitem__": operator.setitem,
+}
+
+
+#: functions of numpy's, and what a value behind the operator does for each
+REFLECTED = {
+    "add": "__radd__",
+    "subtract": "__rsub__",
+    "multiply": "__rmul__",
+    "divide": "__rtruediv__",
+    "power": "__rpow__",
 }
 
 
@@ -80,6 +93,47 @@ class Value(InPlace):
     def __float__(self) -> float:
         return float(self._number())
 
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number(), digits)
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """What numpy makes of a size or of several."""
+        known = self.tracer.known(self.node)  # type: ignore[attr-defined]
+        sizes = isinstance(known, (tuple, list)) and all(isinstance(size, (int, float)) for size in known)
+        return np.array(self.tracer.read(self.node) if sizes else self._number(), dtype)  # type: ignore[attr-defined]
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, *given: Any, **options: Any) -> Any:
+        """A number of numpy's and a traced tensor make what a number and a tensor do, as with torch's own."""
+        reflected = REFLECTED.get(function.__name__) if method == "__call__" and given[-1] is self else None
+        if reflected is not None and isinstance(given[0], np.number):
+            return getattr(self, reflected)(given[0].item())
+        found = [np.asarray(value) if isinstance(value, Value) else value for value in given]
+        return getattr(function, method)(*found, **options)
+
+    def __str__(self) -> str:
+        """As what is known of it is written; of data there are no words that code could go by."""
+        tracer: Any = self.tracer
+        known = tracer.known(self.node)
+        if tracer.is_tensor(self.node) or isinstance(known, (list, dict)):
+            return repr(self)
+        if tracer.asks_circumstances(self.node):
+            return Word.of(self)
+        if known is UNKNOWN:
+            raise tracer.refusal("a value that is not known is written down")
+        return str(tracer.read(self.node))
+
+    def __format__(self, how: str) -> str:
+        word = str(self)
+        if isinstance(word, Word):
+            word.refuse()
+        return format(self._number(), how) if how else word
+
     def __len__(self) -> int:
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (tuple, list, torch.Tensor)):
@@ -104,7 +158,31 @@ class Value(InPlace):
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         if isinstance(known, (int, float, bool)):
             return self.tracer.read(self.node)  # type: ignore[attr-defined]
+        if isinstance(known, (tuple, list, str, dict)):  # torch asks all it is given whether it is a number
+            raise TypeError(f"a {type(known).__name__} is no number")
         raise self.tracer.refusal("a number is read from data")  # type: ignore[attr-defined]
+
+
+class Word(str):
+    """What `str(x.device)` is: a key under which things are kept, and nothing to be looked into."""
+
+    refusal: Callable[[str], Exception]
+    """(Not the value itself, which would live for as long as the key.)"""
+
+    @classmethod
+    def of(cls, value: Value) -> Word:
+        word = cls(repr(value))
+        word.refusal = value.tracer.refusal  # type: ignore[attr-defined]
+        return word
+
+    def refuse(self, *_: Any) -> Any:
+        raise self.refusal("it goes on with where a tensor is")
+
+    __hash__ = str.__hash__
+    __ne__ = __contains__ = __getitem__ = startswith = endswith = split = partition = find = refuse  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) if isinstance(other, Word) else bool(self.refuse())
 
 
 class Attribute(fx.proxy.Attribute, Value):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dis
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from torch import fx, nn
@@ -11,9 +14,11 @@ from torch import fx, nn
 from bntool.graphs.fx_batches import batches_apart
 from bntool.graphs.fx_forks import MOST_WAYS, EndlessWays
 from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
+from bntool.graphs.fx_out_of_reach import out_of_reach
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched, revalued
 from bntool.graphs.fx_trace import Tracer
-from bntool.graphs.fx_untouched import untouched
+from bntool.graphs.fx_untouched import Traces, untouched
+from bntool.graphs.walk import modules_in
 
 #: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short
 SOME_WAYS = 16
@@ -51,6 +56,8 @@ class Failed:
     path: str
     why: str = "cannot be traced"
     sizes_may_help: bool = True
+    keeps: frozenset[str] = frozenset()
+    """The attributes in which it keeps what its next call reads, if that is why."""
 
 
 @dataclass
@@ -71,6 +78,7 @@ def ways_through(
     sizes_decide: bool = True,
     as_given: bool = False,
     for_other_batches: bool = False,
+    kept: Mapping[nn.Module, frozenset[str]] = MappingProxyType({}),
 ) -> list[Way] | Failed:
     """Every way through `root`, or the module that cannot be traced.
 
@@ -78,9 +86,10 @@ def ways_through(
     with defaults can be given or not; with `as_given` a graph takes none that `inputs` leave out. Where an
     argument's own number or length is read, there are ways for those next to it. Where a number is read that
     other batches have another of, there are ways for a batch of one and of one more; so there are where a
-    constant slice takes another share of those, if the ways are to be right `for_other_batches` too.
+    constant slice takes another share of those, if the ways are to be right `for_other_batches` too. `kept`
+    are attributes in which leaves keep what their next calls read: no other code may.
     """
-    options: dict[str, Any] = {"sizes_decide": sizes_decide, "as_given": as_given}
+    options: dict[str, Any] = {"sizes_decide": sizes_decide, "as_given": as_given, "kept": kept}
     ways, reads = _ways(root, is_leaf, inputs, **options)
     if isinstance(ways, Failed):
         return ways
@@ -104,6 +113,7 @@ def _ways(
     *,
     sizes_decide: bool,
     as_given: bool,
+    kept: Mapping[nn.Module, frozenset[str]],
     refusals: tuple[type[Exception], ...] = (),
 ) -> tuple[list[Way] | Failed, Reading]:
     """The ways, and which numbers they go on with.
@@ -121,11 +131,11 @@ def _ways(
         given = len(decisions)
         tracer = Tracer(is_leaf, decisions, inputs, sizes_decide, as_given)
         try:
-            with untouched(root) as traces:
+            with untouched(root) as traces, out_of_reach(kept, tracer.refusal):
                 tracer.changed, tracer.hooked = traces.changed, traces.hooked
                 graph = tracer.run(root)
                 if (tracer.keeps or traces.left()) and not goes_alike(again(tracer), tracer, root):
-                    return Failed("", "goes another way when it is called again", False), reads
+                    return _keeps(traces, root, kept), reads
         except Exception as error:
             refused = isinstance(error, refusals) or ((decisions or refusals) and cannot_happen(error))
             if not refused:
@@ -144,14 +154,24 @@ def _ways(
     return ways if ways or refusals else Failed(""), reads
 
 
+def _keeps(traces: Traces, root: nn.Module, kept: Mapping[nn.Module, frozenset[str]]) -> Failed:
+    """The part to blame is the one on which something is left, if one of them can be."""
+    looked_into = traces.left_on({path for path, module in modules_in(root) if module in kept})
+    path, names = looked_into or ("", frozenset[str]())
+    return Failed(path, "goes another way when it is called again", sizes_may_help=False, keeps=names)
+
+
 def is_whole(ways: Sequence[Way]) -> bool:
     """Whether one graph can stand for all that a model does."""
     return len(ways) == 1 and not ways[0].prefix and not ways[0].more
 
 
 def goes_alike(second: Tracer, first: Tracer, root: nn.Module) -> bool:
-    """Whether another call does the same: what the first one left may lead it elsewhere."""
-    second.run(root)
+    """Whether another call does the same: what the first one left may lead it elsewhere, or be in its way."""
+    try:
+        second.run(root)
+    except Exception:
+        return False
     return second.is_like(first)
 
 
@@ -167,5 +187,29 @@ def _limit(ways: list[Way]) -> int:
 
 
 def cannot_happen(error: Exception) -> bool:
-    """Whether the model itself raises on a way, and not the tracing: nobody goes it."""
-    return isinstance(error, (AssertionError, ValueError)) or "'NoneType'" in str(error)
+    """Whether the model itself raises on a way, and not the tracing: nobody goes it.
+
+    What torch's own code raises when it is given a traced value may be for that it is one, and so may what is
+    said of types.
+    """
+    if "'NoneType'" in str(error):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    assert trace is not None
+    package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    if package in ("torch", "bntool") and any(
+        isinstance(v, fx.Proxy) for v in trace.tb_frame.f_locals.values()
+    ):
+        return False
+    if isinstance(error, (AssertionError, ValueError)):
+        return True
+    own = package not in sys.stdlib_module_names | {"torch", "bntool", "numpy"}
+    return own and not isinstance(error, (TypeError, AttributeError)) and _says_raise(trace)
+
+
+def _says_raise(trace: TracebackType) -> bool:
+    """Whether an error comes of a `raise`, and not of what the code does."""
+    instructions = dis.get_instructions(trace.tb_frame.f_code)
+    return any(i.offset == trace.tb_lasti and i.opname == "RAISE_VARARGS" for i in instructions)

@@ -99,6 +99,7 @@ def trace_part(
             sizes_decide=whole,
             as_given=as_given,
             for_other_batches=graph.for_other_batches,
+            kept=graph.kept,
         )
         if not isinstance(ways, Failed):
             break
@@ -106,6 +107,8 @@ def trace_part(
         advice = "; example inputs may help" if whole and inputs is None and ways.sizes_may_help else ""
         graph.notes.append(f"{failed or 'the model'} {ways.why}: its inside is analysed in parts{advice}")
         graph.dark.add(failed)
+        if ways.keeps:
+            graph.kept[graph.root.get_submodule(failed)] = ways.keeps
         if failed == prefix:
             return
     for way in ways:

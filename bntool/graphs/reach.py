@@ -30,20 +30,22 @@ ITEMS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 def islands_of(module: nn.Module) -> tuple[list[str], list[str]]:
     """(paths of children to analyse on their own, paths of children to leave alone), relative to `module`."""
     trees = list(_sources(type(module)))
-    named = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    named |= {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    methods = _reached(trees)
+    of_it = [m for m in methods if not _is_static(m)]
+    attributes = {name for method in methods for name in _attributes(method)}
+    named = {n.id for method in methods for n in ast.walk(method) if isinstance(n, ast.Name)}
     if (
         not trees
-        or named & EVERYTHING
+        or (attributes | named) & EVERYTHING
         or has_own_forward(module)
-        or any(map(_hands_itself_on, _methods(trees)))
+        or any(map(_hands_itself_on, of_it))
     ):
         return [], [name for name, _ in module.named_children()]
-    other = _not_only_called(trees)
+    other = _not_only_called(of_it)
     own: list[str] = []
     alone: list[str] = []
     for name, child in module.named_children():
-        if name in other and isinstance(child, ITEMS) and not _names_inside(child, named):
+        if name in other and isinstance(child, ITEMS) and not _names_inside(child, attributes):
             own += [f"{name}.{item}" for item, _ in child.named_children()]
         elif name in other:
             alone.append(name)
@@ -65,19 +67,36 @@ def _sources(cls: type[nn.Module]) -> Iterator[ast.AST]:
     yield from trees
 
 
-def _not_only_called(trees: list[ast.AST]) -> set[str]:
-    """Attributes of self that are used in any other way than being called, outside `__init__`."""
+def _not_only_called(methods: list[ast.FunctionDef]) -> set[str]:
+    """Attributes of self that are used in any other way than being called."""
     found: set[str] = set()
-    for method in _methods(trees):
+    for method in methods:
         called = {id(n.func) for n in ast.walk(method) if isinstance(n, ast.Call)}
         found |= {n.attr for n in ast.walk(method) if _of(n, _itself(method)) and id(n) not in called}
     return found
 
 
-def _methods(trees: list[ast.AST]) -> list[ast.FunctionDef]:
+def _reached(trees: list[ast.AST]) -> list[ast.FunctionDef]:
+    """The methods that may run when the module is called: those that others of them name, that the class or
+    `__init__` hands to somebody, and special ones.
+    """
     classes = [c for tree in trees for c in ast.walk(tree) if isinstance(c, ast.ClassDef)]
-    found = [m for c in classes for m in c.body if isinstance(m, ast.FunctionDef)]
-    return [m for m in found if m.name != "__init__" and not _is_static(m)]
+    methods = [m for c in classes for m in c.body if isinstance(m, ast.FunctionDef)]
+    at_first = [m for m in methods if m.name == "__init__"]
+    plain = [part for c in classes for part in c.body if not isinstance(part, ast.FunctionDef)]
+    named = _not_only_called(at_first) | {n.id for p in plain for n in ast.walk(p) if isinstance(n, ast.Name)}
+    named |= {"forward"} | {m.name for m in methods if m.name.startswith("__")}
+    reached: list[ast.FunctionDef] = []
+    todo = [m for m in methods if m not in at_first]
+    while more := [m for m in todo if m.name in named]:
+        reached += more
+        todo = [m for m in todo if m not in more]
+        named |= {name for m in more for name in _attributes(m)}
+    return reached
+
+
+def _attributes(method: ast.FunctionDef) -> set[str]:
+    return {n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute)}
 
 
 def _is_static(method: ast.FunctionDef) -> bool:
@@ -93,10 +112,13 @@ def _of(node: ast.AST, name: str) -> TypeGuard[ast.Attribute]:
 
 
 def _hands_itself_on(method: ast.FunctionDef) -> bool:
-    """Whether the module as a whole is an argument: to code that may do anything with what is inside."""
-    calls = [n for n in ast.walk(method) if isinstance(n, ast.Call)]
-    given = [a for c in calls if not _looks_only(c) for a in (*c.args, *(k.value for k in c.keywords))]
-    return any(isinstance(a, ast.Name) and a.id == _itself(method) for a in given)
+    """Whether the module gets another name, or goes to code that may do anything with what is inside."""
+    inside = list(ast.walk(method))
+    calls = [n for n in inside if isinstance(n, ast.Call)]
+    fine = [n.value for n in inside if isinstance(n, ast.Attribute)] + [c.func for c in calls]
+    fine += [a for c in calls if _looks_only(c) for a in c.args]
+    known = set(map(id, fine))
+    return any(isinstance(n, ast.Name) and n.id == _itself(method) and id(n) not in known for n in inside)
 
 
 def _looks_only(call: ast.Call) -> bool:

@@ -8,6 +8,8 @@ from torch import nn
 
 #: types of attributes that hold other values
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
+#: attributes in which a module holds others, parameters and buffers
+MEMBERS = ("_modules", "_parameters", "_buffers")
 
 
 def modules_in(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:

@@ -1,0 +1,66 @@
+"""Functions of torch's that take sizes, numbers, dtypes or devices take traced ones, which they would not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+#: their results are traced values
+MAKERS = ("tensor", "as_tensor", "scalar_tensor", "empty", "zeros", "ones", "full", "rand", "randn")
+LIMITS = ("finfo", "iinfo")
+#: what they are given is read
+READERS = ("is_autocast_enabled", "get_autocast_dtype", "_check")
+
+
+@contextlib.contextmanager
+def makers_traced() -> Iterator[None]:
+    """(torch asks nobody else about them: their arguments are no tensors.)"""
+    before = {name: vars(torch)[name] for name in (*MAKERS, *LIMITS, *READERS)}
+    begin = torch.autocast.__init__
+    vars(torch).update({name: _traced(before[name]) for name in MAKERS})
+    vars(torch).update({name: _class_like(before[name]) for name in LIMITS})
+    vars(torch).update({name: _read(before[name]) for name in READERS})
+    torch.autocast.__init__ = _read(begin)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        vars(torch).update(before)
+        torch.autocast.__init__ = begin  # type: ignore[method-assign]
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        value = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
+        if value is None:
+            return function(*args, **kwargs)
+        return value.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _class_like(kind: type) -> type:
+    """A class whose call is traced, and which has the instances that `kind` has."""
+    call = _traced(kind)
+    meta = type("Like", (type,), {"__instancecheck__": lambda _, value: isinstance(value, kind)})
+    return meta(kind.__name__, (), {"__new__": lambda _, *args: call(*args)})  # type: ignore[no-any-return]
+
+
+def _read(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+
+    return call
+
+
+def _plain(value: Any) -> Any:
+    """What a traced value is known to be, if it is a number, a flag or a word."""
+    if not isinstance(value, fx.Proxy):
+        return value
+    tracer: Any = value.tracer
+    if tracer.known(value.node) == "meta":  # the device on which sizes are worked out
+        return "cpu"
+    return tracer.read(value.node) if isinstance(tracer.known(value.node), int | float | str) else value
