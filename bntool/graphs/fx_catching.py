@@ -5,24 +5,23 @@ from __future__ import annotations
 import dis
 from collections.abc import Iterable
 from functools import cache
-from types import CodeType
+from types import CodeType, FunctionType
+
+from bntool.graphs.fx_reachable import inside
 
 
-def catches(classes: Iterable[type]) -> bool:
-    """Whether methods of the user's own classes may catch what is raised while they run."""
-    own = {base for cls in classes for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch"}
-    return any(map(_catches, own))
+def catch(functions: Iterable[FunctionType]) -> bool:
+    """Whether any of them may catch what is raised while it runs."""
+    return any(_has_handler(function.__code__) for function in functions)
 
 
 @cache
-def _catches(cls: type) -> bool:
-    methods = [f for name, f in vars(cls).items() if name != "__init__"]
-    codes = [code for f in methods if isinstance(code := getattr(f, "__code__", None), CodeType)]
-    return any(code.co_exceptiontable and _has_handler(code) for code in codes)
-
-
-def _has_handler(code: CodeType) -> bool:
+def _has_handler(function: CodeType) -> bool:
     """(Leaving a with-statement is a handler too, which lets everything through, but for one.)"""
-    names = [instruction.opname for instruction in dis.get_instructions(code)]
-    handlers = names.count("PUSH_EXC_INFO") - names.count("WITH_EXCEPT_START")
-    return handlers > 0 or "suppress" in code.co_names
+    for code in inside(function):
+        if code.co_exceptiontable:
+            names = [instruction.opname for instruction in dis.get_instructions(code)]
+            handlers = names.count("PUSH_EXC_INFO") - names.count("WITH_EXCEPT_START")
+            if handlers > 0 or "suppress" in code.co_names:
+                return True
+    return False

@@ -1,10 +1,12 @@
-"""`isinstance` on traced values, answered for what they stand for."""
+"""`isinstance` and `type` of traced values, answered for what they stand for."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,21 +16,51 @@ from torch.nn.utils import _named_member_accessor
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.fx_values import Attribute, Value
 
+#: functions that remember what they gave for the same arguments
+REMEMBERING = functools._lru_cache_wrapper
+
 
 def _isinstance(value: Any, kinds: Any) -> bool:
-    if isinstance(value, kinds):
-        return True
-    return type(value) in (Value, Attribute) and issubclass(_kind(value), kinds)
+    """(What is not known may well be a tensor: libraries ask that of sizes, to reckon with both.)"""
+    if type(value) in (Value, Attribute):
+        unknown = value.tracer.known(value.node) is UNKNOWN
+        return (unknown and issubclass(torch.Tensor, kinds)) or issubclass(_kind(value), kinds)
+    return isinstance(value, kinds)
+
+
+class _OfTypes(type):
+    """What the builtin `type` is to those who have it from here."""
+
+    def __call__(cls, *args: Any, **named: Any) -> Any:
+        if len(args) == 1 and type(args[0]) in (Value, Attribute):
+            return _kind(args[0])
+        return type(*args, **named)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, type)
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return issubclass(kind, type)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(type, name)
+
+
+class _Type(metaclass=_OfTypes):
+    """Stands for `type`."""
 
 
 @contextlib.contextmanager
-def told_apart(classes: Iterable[type], told: set[nn.Module]) -> Iterator[None]:
+def told_apart(
+    classes: Iterable[type], functions: Iterable[FunctionType], told: set[nn.Module]
+) -> Iterator[None]:
     """Code that asks whether a traced value is a tensor, a size or a number is told what it stands for.
 
-    That is `torch.is_tensor`, `torch.func.functional_call`, and `isinstance` in the packages in which
-    `classes` are defined. (It would go for all code with a `__class__`, but torch's C++ would take it for a
-    tensor, or with another builtin, but torch.compile would not know that.) Modules of which more is `told`
-    than of an nn.Identity are noted.
+    That is `torch.is_tensor`, `torch.func.functional_call`, and `isinstance` and `type` in the packages in
+    which `classes` are defined and where `functions` are; what the latter remember for equal arguments is
+    worked out anew. (It would go for all code with a `__class__`, but torch's C++ would take it for a tensor,
+    or with another builtin, but torch.compile would not know that.) Modules of which more is `told` than of
+    an nn.Identity are noted.
     """
 
     def answer(value: Any, kinds: Any) -> bool:
@@ -40,17 +72,31 @@ def told_apart(classes: Iterable[type], told: set[nn.Module]) -> Iterator[None]:
     own = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__}
     packages = own - {"torch", "builtins", "bntool"}
     near = [(name, m) for name, m in list(sys.modules.items()) if name.startswith(tuple(packages))]
-    found = [m for name, m in near if name.partition(".")[0] in packages]
-    spaces = [vars(m) for m in (torch, _named_member_accessor, *found) if "isinstance" not in vars(m)]
-    for space in spaces:
+    found = [vars(m) for name, m in near if name.partition(".")[0] in packages]
+    named = list({id(f.__globals__): f.__globals__ for f in functions}.values())
+    spaces = list({id(space): space for space in (*found, *named)}.values())
+    told_here = [s for s in (vars(torch), vars(_named_member_accessor), *spaces) if "isinstance" not in s]
+    typed = [s for s in spaces if "type" not in s]
+    remembering = [(s, name, f) for s in named for name, f in s.items() if isinstance(f, REMEMBERING)]
+    for space in told_here:
         space["isinstance"] = answer
+    for space in typed:
+        space["type"] = _Type
+    for space, name, function in remembering:
+        space[name] = function.__wrapped__
     try:
         yield
     finally:
-        for space in spaces:
+        for space in told_here:
             del space["isinstance"]
+        for space in typed:
+            del space["type"]
+        for space, name, function in remembering:
+            space[name] = function
 
 
 def _kind(value: Any) -> type:
     known = value.tracer.known(value.node)
+    if known is UNKNOWN and value.tracer.is_plain(value.node):
+        raise value.tracer.refusal("what sort of value it is, is not known")
     return torch.Tensor if known is UNKNOWN else type(known)

@@ -11,6 +11,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bntool.graphs.fx_baked import is_torchs_own
-from bntool.graphs.fx_catching import catches
+from bntool.graphs.fx_calls import SIZE_ATTRIBUTES, SIZE_METHODS
+from bntool.graphs.fx_catching import catch
 from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_makers import makers_traced
+from bntool.graphs.fx_reachable import functions_of
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
@@ -37,6 +40,9 @@ from bntool.graphs.fx_upstream import (
 )
 from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
+
+#: methods that make something else than a tensor of one
+TO_PYTHON = ("item", "tolist", "numpy")
 
 
 @dataclass
@@ -117,9 +123,11 @@ class Tracer(fx.Tracer):
         for sizes in (self.sizes, *self.other_sizes):
             sizes.constants, sizes.held = self.sizes.constants, held
         classes = {type(m) for m in modules.values()}
-        with told_apart(classes, self.told), makers_traced(), self._reads(root) as reads:
+        held_functions = [f for m in modules.values() for f in m.__dict__.values() if type(f) is FunctionType]
+        functions = functions_of(classes, held_functions)
+        with told_apart(classes, functions, self.told), makers_traced(), self._reads(root) as reads:
             graph = self._trace(root, modules, held)
-        if self.gave_up or (catches(classes) and self._would_raise(graph)):
+        if self.gave_up or (catch(functions) and self._would_raise(graph)):
             raise fx.proxy.TraceError(self.gave_up or "the forward catches what it raises")
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
@@ -339,6 +347,15 @@ class Tracer(fx.Tracer):
         return isinstance(known, torch.Tensor) or (
             known is UNKNOWN and node.op in ("placeholder", "call_module")
         )
+
+    def is_plain(self, node: fx.Node) -> bool:
+        """Whether a value is no tensor, or what Python makes of one, whatever else it is."""
+        name = node.args[1] if node.target is getattr else node.target
+        if node.op in ("placeholder", "call_module", "get_attr"):
+            return False
+        if name in SIZE_ATTRIBUTES or (node.op == "call_method" and name in (*SIZE_METHODS, *TO_PYTHON)):
+            return True
+        return bool(node.all_input_nodes) and all(map(self.is_plain, node.all_input_nodes))
 
     def asks_circumstances(self, node: fx.Node) -> bool:
         return asks_circumstances(node, self.is_tensor)

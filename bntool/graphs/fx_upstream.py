@@ -26,7 +26,7 @@ def upstream(node: fx.Node, counts: Callable[[fx.Node], bool] = lambda value: Tr
 #: what tensors say of where they are and what they are for, which need not be as it is for the example
 CIRCUMSTANCES = names(
     "device is_cpu is_cuda is_meta is_mps is_xpu is_xla is_hpu is_mtia get_device is_pinned is_shared "
-    "requires_grad is_leaf"
+    "data_ptr requires_grad is_leaf"
 )
 
 

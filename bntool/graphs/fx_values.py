@@ -116,12 +116,26 @@ class Value(InPlace):
         found = [np.asarray(value) if isinstance(value, Value) else value for value in given]
         return getattr(function, method)(*found, **options)
 
+    def __hash__(self) -> int:
+        """A tensor's. (Whoever looks a number up would have the traced one stored for the next who does.)"""
+        tracer: Any = self.tracer
+        if tracer.measuring or tracer.is_tensor(self.node) or not tracer.is_plain(self.node):
+            return id(self)
+        raise tracer.refusal("a size, or what derives from one, is looked up")
+
+    def __repr__(self) -> str:
+        tracer: Any = self.tracer
+        known = tracer.known(self.node)
+        if known is UNKNOWN and tracer.is_plain(self.node):
+            raise tracer.refusal("a value that is not known is written down")
+        return repr(tracer.read(self.node)) if isinstance(known, (int, float)) else super().__repr__()
+
     def __str__(self) -> str:
         """As what is known of it is written; of data there are no words that code could go by."""
         tracer: Any = self.tracer
         known = tracer.known(self.node)
         if tracer.is_tensor(self.node) or isinstance(known, (list, dict)):
-            return repr(self)
+            return super().__repr__()
         if tracer.asks_circumstances(self.node):
             return Word.of(self)
         if known is UNKNOWN:
@@ -171,7 +185,7 @@ class Word(str):
 
     @classmethod
     def of(cls, value: Value) -> Word:
-        word = cls(repr(value))
+        word = cls(f"Proxy({value.node.name})")
         word.refusal = value.tracer.refusal  # type: ignore[attr-defined]
         return word
 
