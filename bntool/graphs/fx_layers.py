@@ -12,6 +12,7 @@ from torch import fx, nn
 from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_calls import Call, Spec, module_params
+from bntool.graphs.fx_ranks import rank_of
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.windows import window
 
@@ -165,7 +166,7 @@ def norm_module(call: Call) -> Spec | None:
     attrs = {
         "eps": float(module.eps),  # type: ignore[arg-type]
         "training": module.training,
-        "rank": rank or call.rank(x),
+        "rank": rank or rank_of(call, x),
         "counter_bytes": counter_bytes(module),
     }
     return Spec("instance_norm" if instance else "batch_norm", (x,), attrs, params)
@@ -203,6 +204,6 @@ def norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:
             return None
         training = call.number(training_at, flag, kind == "instance_norm")
         eps = call.number(eps_at, "eps", 1e-5)
-        return Spec(kind, (x,), {"eps": eps, "training": bool(training), "rank": call.rank(x)}, params)
+        return Spec(kind, (x,), {"eps": eps, "training": bool(training), "rank": rank_of(call, x)}, params)
 
     return build
