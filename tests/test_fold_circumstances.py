@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,11 +86,25 @@ def checks(self: Any, x: Tensor) -> Tensor:
     return self.norm(self.conv(x))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [under_autocast, refuses, checks])
-def test_the_norm_folds(forward: Callable[[Any, Tensor], Tensor]) -> None:
+def insists(self: Any, x: Tensor) -> Tensor:
+    y = self.norm(self.conv(x))
+    if y.dim() != 4:
+        raise ValueError("expected images, got " + str(y.dim()) + f" dimensions, {y.shape!r} on {y.device}")
+    if y.shape[1] != 4:
+        warnings.warn(f"{y.shape[1]} channels", stacklevel=2)
+    if y.dtype == torch.int32:  # an assert would be rewritten by pytest
+        raise AssertionError(f"no numbers of {y.dtype}")
+    return y  # type: ignore[no-any-return]
+
+
+CASES = [(f, X) for f in (under_autocast, refuses, checks, insists)] + [(f, None) for f in (refuses, insists)]
+
+
+@pytest.mark.parametrize(("forward", "inputs"), CASES)
+def test_the_norm_folds(forward: Callable[[Any, Tensor], Tensor], inputs: Tensor | None) -> None:
     layers = ConvNorm()
     model = prepared(Block(forward, conv=layers.conv, norm=layers.norm), X)
-    result = fold(model, X)
+    result = fold(model, inputs)
     assert names(result.report.folded) == ["norm"]
     assert error(model, result.model, X) <= TOLERANCE
 
@@ -101,6 +116,19 @@ class Counter:
         if type(x) not in (float, Tensor):
             raise TypeError("a number or a tensor")
         return 1
+
+
+def artefact_of_tracing(self: Any, x: Tensor) -> Tensor:
+    y: Tensor = self.conv(x)
+    return self.norm(y) + y * len(y.nonzero()) if x.sum() > -1e9 else self.norm(y)
+
+
+def artefact_of_words(self: Any, x: Tensor) -> Tensor:
+    y: Tensor = self.conv(x)
+    if x.sum() > -1e9:
+        words = f"on {x.device}"
+        return self.norm(y) + y * len(words)
+    return self.norm(y)  # type: ignore[no-any-return]
 
 
 def artefact_of_a_type(self: Any, x: Tensor) -> Tensor:
@@ -122,7 +150,9 @@ def artefact_in_torch(self: Any, x: Tensor) -> Tensor:
     return self.norm(y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [artefact_of_a_type, artefact_in_torch])
+@pytest.mark.parametrize(
+    "forward", [artefact_of_tracing, artefact_of_words, artefact_of_a_type, artefact_in_torch]
+)
 def test_what_only_tracing_raises_is_a_way_all_the_same(forward: Callable[[Any, Tensor], Tensor]) -> None:
     layers = ConvNorm()
     model = prepared(Block(forward, conv=layers.conv, norm=layers.norm), X)

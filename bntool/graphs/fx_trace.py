@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gc
 import operator
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,8 @@ class Tracer(fx.Tracer):
         """Whether the forward has given a module hooks by now, which no graph would call."""
         self.gave_up = ""
         """Why tracing could not go on, which the forward may have caught."""
+        self.asked_in: set[CodeType] = set()
+        """Where in the code forks are."""
         self.asked_data = False
         """Whether a fork was at anything but an argument that may be left out."""
         self.measuring = False
@@ -361,11 +364,14 @@ class Tracer(fx.Tracer):
         return asks_circumstances(node, self.is_tensor)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        asking = sys._getframe(2).f_code  # this is called by the value's own __bool__
         if self.asks_circumstances(obj.node):
+            self.asked_in.add(asking)
             return self.forks.at(obj.node, question(obj.node, self.is_tensor))
         known = self.known(obj.node)
         if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
             return bool(known)
+        self.asked_in.add(asking)
         self.asked_data |= not asks_for_optional(obj.node)
         self.watch.mark(obj, "which way the forward goes depends on this value")
         return self.forks.at(obj.node)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import fx
 from torch.overrides import is_tensor_method_or_property
 
 from bntool.graphs.fx_sizes import UNKNOWN
+from bntool.graphs.fx_words import only_tells
 
 IN_PLACE = {
     "__iadd__": operator.iadd,
@@ -124,29 +126,28 @@ class Value(InPlace):
         raise tracer.refusal("a size, or what derives from one, is looked up")
 
     def __repr__(self) -> str:
-        tracer: Any = self.tracer
-        known = tracer.known(self.node)
-        if known is UNKNOWN and tracer.is_plain(self.node):
-            raise tracer.refusal("a value that is not known is written down")
-        return repr(tracer.read(self.node)) if isinstance(known, (int, float)) else super().__repr__()
+        return self._in_words(sys._getframe(1), super().__repr__())
 
     def __str__(self) -> str:
+        return self._in_words(sys._getframe(1), super().__repr__())
+
+    def __format__(self, how: str) -> str:
+        word = self._in_words(sys._getframe(1), super().__repr__())
+        if isinstance(word, Word):
+            word.refuse()
+        return format(self._number(), how) if how else word
+
+    def _in_words(self, reader: FrameType, name: str) -> str:
         """As what is known of it is written; of data there are no words that code could go by."""
         tracer: Any = self.tracer
         known = tracer.known(self.node)
-        if tracer.is_tensor(self.node) or isinstance(known, (list, dict)):
-            return super().__repr__()
+        if tracer.is_tensor(self.node) or isinstance(known, (list, dict)) or only_tells(reader):
+            return name
         if tracer.asks_circumstances(self.node):
             return Word.of(self)
         if known is UNKNOWN:
             raise tracer.refusal("a value that is not known is written down")
         return str(tracer.read(self.node))
-
-    def __format__(self, how: str) -> str:
-        word = str(self)
-        if isinstance(word, Word):
-            word.refuse()
-        return format(self._number(), how) if how else word
 
     def __len__(self) -> int:
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType, TracebackType
+from types import CodeType, MappingProxyType, TracebackType
 from typing import Any
 
 from torch import fx, nn
@@ -137,7 +137,9 @@ def _ways(
                 if (tracer.keeps or traces.left()) and not goes_alike(again(tracer), tracer, root):
                     return _keeps(traces, root, kept), reads
         except Exception as error:
-            refused = isinstance(error, refusals) or ((decisions or refusals) and cannot_happen(error))
+            refused = isinstance(error, refusals) or (
+                (decisions or refusals) and cannot_happen(error, tracer.asked_in)
+            )
             if not refused:
                 path = tracer.failed_in or ""
                 endless = isinstance(error, EndlessWays)
@@ -186,23 +188,24 @@ def _limit(ways: list[Way]) -> int:
     return SOME_WAYS if sum(len(way.graph.nodes) for way in ways) > SHORT else MOST_WAYS
 
 
-def cannot_happen(error: Exception) -> bool:
+def cannot_happen(error: Exception, asked_in: Container[CodeType]) -> bool:
     """Whether the model itself raises on a way, and not the tracing: nobody goes it.
 
-    What torch's own code raises when it is given a traced value may be for that it is one, and so may what is
-    said of types.
+    What torch's own code raises when it is given a traced value may be for that it is one, unless it was
+    `asked_in` there which way to go; so may what is said of types.
     """
+    if isinstance(error, fx.proxy.TraceError):  # which is a ValueError
+        return False
     if "'NoneType'" in str(error):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     assert trace is not None
-    package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
-    if package in ("torch", "bntool") and any(
-        isinstance(v, fx.Proxy) for v in trace.tb_frame.f_locals.values()
-    ):
-        return False
+    frame = trace.tb_frame
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    if package in ("torch", "bntool") and any(isinstance(v, fx.Proxy) for v in frame.f_locals.values()):
+        return isinstance(error, (AssertionError, ValueError)) and frame.f_code in asked_in
     if isinstance(error, (AssertionError, ValueError)):
         return True
     own = package not in sys.stdlib_module_names | {"torch", "bntool", "numpy"}
