@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bntool.fold import fold
 from tests.folding import TOLERANCE, Block, ConvNorm, error, names, prepared
@@ -97,7 +98,20 @@ def insists(self: Any, x: Tensor) -> Tensor:
     return y  # type: ignore[no-any-return]
 
 
-CASES = [(f, X) for f in (under_autocast, refuses, checks, insists)] + [(f, None) for f in (refuses, insists)]
+def moves(self: Any, x: Tensor) -> Tensor:
+    ones = torch.ones(4).repeat(x.size(0), 1)
+    if x.is_cuda:
+        ones = ones.cuda()
+    y = (
+        self.norm(self.conv(x))
+        + ones.to(x.device, x.dtype).cpu().to("cpu", non_blocking=True)[:, :, None, None]
+    )
+    return F.avg_pool2d(y, y.size()[2:]).view(-1, int(y.size(1)))
+
+
+CASES = [(f, X) for f in (under_autocast, refuses, checks, insists, moves)] + [
+    (f, None) for f in (refuses, insists)
+]
 
 
 @pytest.mark.parametrize(("forward", "inputs"), CASES)

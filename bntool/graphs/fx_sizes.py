@@ -32,6 +32,10 @@ class _Unknown:
 UNKNOWN = _Unknown()
 
 
+#: methods that bring a tensor to a device, or make it one of another type
+MOVES = ("to", "cpu", "cuda", "xpu")
+
+
 class Sizes:
     """What is known of the values of a graph that is traced or being traced.
 
@@ -116,6 +120,8 @@ class Sizes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         if node.op == "call_module":
             return self._call_module(str(node.target), args, kwargs)
+        if node.op == "call_method" and node.target in MOVES and isinstance(args[0], torch.Tensor):
+            return _moved(args[0], (*args[1:], *kwargs.values()), str(node.target))
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -164,6 +170,12 @@ class Sizes:
         if isinstance(value, dict):
             return {k: self._meta(v) for k, v in value.items()}
         return value
+
+
+def _moved(value: torch.Tensor, given: tuple[Any, ...], how: str) -> torch.Tensor:
+    """What a tensor is on another device: it stays where sizes are worked out."""
+    types = [a for a in given if isinstance(a, (torch.dtype, torch.Tensor))]
+    return value.to(types[0]) if how == "to" and types else value
 
 
 def _without_data(value: Any) -> Any:
