@@ -21,7 +21,7 @@ ATOMS = frozenset(
         *(torch.Size, torch.dtype, torch.device, Tensor, nn.Parameter),
     )
 )
-#: packages whose objects are no state of a model's
+#: packages whose objects are no state of a model's, and whose code is none of the user's
 FOREIGN = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "bntool"}
 #: of so many things at most, and as many in each: a model may know the trainer that knows the data
 MOST = 10_000

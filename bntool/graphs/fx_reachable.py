@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-#: packages whose code is none of the user's
-OTHERS = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "bntool"}
+from bntool.graphs.fx_contents import FOREIGN
 
 
 def functions_of(classes: Iterable[type], held: Iterable[FunctionType] = ()) -> set[FunctionType]:
@@ -71,4 +69,4 @@ def _is_own(function: FunctionType) -> bool:
 
 
 def _is_own_name(module: str) -> bool:
-    return module.partition(".")[0] not in OTHERS
+    return module.partition(".")[0] not in FOREIGN

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import _named_member_accessor
 
 from bntool.graphs.fx_sizes import UNKNOWN
+from bntool.graphs.fx_upstream import is_plain
 from bntool.graphs.fx_values import Attribute, Value
 
 #: functions that remember what they gave for the same arguments
@@ -97,6 +98,6 @@ def told_apart(
 
 def _kind(value: Any) -> type:
     known = value.tracer.known(value.node)
-    if known is UNKNOWN and value.tracer.is_plain(value.node):
+    if known is UNKNOWN and is_plain(value.node):
         raise value.tracer.refusal("what sort of value it is, is not known")
     return torch.Tensor if known is UNKNOWN else type(known)

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bntool.graphs.fx_baked import is_torchs_own
-from bntool.graphs.fx_calls import SIZE_ATTRIBUTES, SIZE_METHODS
 from bntool.graphs.fx_catching import catch
 from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
@@ -36,14 +35,12 @@ from bntool.graphs.fx_upstream import (
     asks_circumstances,
     asks_for_optional,
     is_of_argument,
+    is_plain,
     question,
     upstream,
 )
 from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
-
-#: methods that make something else than a tensor of one
-TO_PYTHON = ("item", "tolist", "numpy")
 
 
 @dataclass
@@ -351,14 +348,7 @@ class Tracer(fx.Tracer):
             known is UNKNOWN and node.op in ("placeholder", "call_module")
         )
 
-    def is_plain(self, node: fx.Node) -> bool:
-        """Whether a value is no tensor, or what Python makes of one, whatever else it is."""
-        name = node.args[1] if node.target is getattr else node.target
-        if node.op in ("placeholder", "call_module", "get_attr"):
-            return False
-        if name in SIZE_ATTRIBUTES or (node.op == "call_method" and name in (*SIZE_METHODS, *TO_PYTHON)):
-            return True
-        return bool(node.all_input_nodes) and all(map(self.is_plain, node.all_input_nodes))
+    is_plain = staticmethod(is_plain)
 
     def asks_circumstances(self, node: fx.Node) -> bool:
         return asks_circumstances(node, self.is_tensor)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from bntool.graphs.fx_calls import names
+from bntool.graphs.fx_calls import SIZE_ATTRIBUTES, SIZE_METHODS, names
 
 
 def upstream(node: fx.Node, counts: Callable[[fx.Node], bool] = lambda value: True) -> Iterator[fx.Node]:
@@ -23,6 +23,8 @@ def upstream(node: fx.Node, counts: Callable[[fx.Node], bool] = lambda value: Tr
         seen.update(value.all_input_nodes)
 
 
+#: methods that make something else than a tensor of one
+TO_PYTHON = ("item", "tolist", "numpy")
 #: what tensors say of where they are and what they are for, which need not be as it is for the example
 CIRCUMSTANCES = names(
     "device is_cpu is_cuda is_meta is_mps is_xpu is_xla is_hpu is_mtia get_device is_pinned is_shared "
@@ -32,11 +34,25 @@ CIRCUMSTANCES = names(
 
 def asks_circumstances(node: fx.Node, is_tensor: Callable[[fx.Node], bool]) -> bool:
     """Whether a value that is no tensor derives from the circumstances of one."""
-    for value in upstream(node, lambda v: not is_tensor(v)):
-        name = value.args[1] if value.target is getattr else value.target
-        if isinstance(name, str) and name in CIRCUMSTANCES:
-            return True
-    return False
+    return any(_asked(value) in CIRCUMSTANCES for value in upstream(node, lambda v: not is_tensor(v)))
+
+
+def is_plain(node: fx.Node) -> bool:
+    """Whether a value is no tensor, but what one tells of itself and what is computed from that alone."""
+    found = upstream(node, lambda value: not _tells(value))
+    return all(v.op in ("call_function", "call_method") and v.all_input_nodes for v in found)
+
+
+def _tells(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = _asked(node)
+    return name in SIZE_ATTRIBUTES or (node.op == "call_method" and name in (*SIZE_METHODS, *TO_PYTHON))
+
+
+def _asked(node: fx.Node) -> Any:
+    """The name of the attribute or method, if it is one that a node asks for."""
+    return node.args[1] if node.target is getattr else node.target
 
 
 def question(value: Any, is_tensor: Callable[[fx.Node], bool]) -> str:

@@ -128,9 +128,6 @@ class Value(InPlace):
     def __repr__(self) -> str:
         return self._in_words(sys._getframe(1), super().__repr__())
 
-    def __str__(self) -> str:
-        return self._in_words(sys._getframe(1), super().__repr__())
-
     def __format__(self, how: str) -> str:
         word = self._in_words(sys._getframe(1), super().__repr__())
         if isinstance(word, Word):

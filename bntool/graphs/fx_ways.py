@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, MappingProxyType, TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from bntool.graphs.fx_batches import batches_apart
+from bntool.graphs.fx_contents import FOREIGN
 from bntool.graphs.fx_forks import MOST_WAYS, EndlessWays
 from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
 from bntool.graphs.fx_out_of_reach import out_of_reach
@@ -158,8 +158,8 @@ def _ways(
 
 def _keeps(traces: Traces, root: nn.Module, kept: Mapping[nn.Module, frozenset[str]]) -> Failed:
     """The part to blame is the one on which something is left, if one of them can be."""
-    looked_into = traces.left_on({path for path, module in modules_in(root) if module in kept})
-    path, names = looked_into or ("", frozenset[str]())
+    found = traces.left_on({path for path, module in modules_in(root) if module in kept})
+    path, names = found or ("", frozenset[str]())
     return Failed(path, "goes another way when it is called again", sizes_may_help=False, keeps=names)
 
 
@@ -208,7 +208,7 @@ def cannot_happen(error: Exception, asked_in: Container[CodeType]) -> bool:
         return isinstance(error, (AssertionError, ValueError)) and frame.f_code in asked_in
     if isinstance(error, (AssertionError, ValueError)):
         return True
-    own = package not in sys.stdlib_module_names | {"torch", "bntool", "numpy"}
+    own = package not in FOREIGN - {"torchvision"}
     return own and not isinstance(error, (TypeError, AttributeError)) and _says_raise(trace)
 
 
