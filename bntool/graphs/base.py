@@ -29,8 +29,8 @@ sum              x       dims (negative), keepdim
 upsample         x       dims: interpolated dimensions (negative); weights sum to one
 pad              x       widths: ((before, after), ...) per trailing dimension, mode, value
 add, sub         a, b
-combination      *xs     factors, shift: sum(factor * x) + shift, which the planner makes of sums that read
-                         one value several times; no graph has it
+combination      *xs     factors, shift: sum(factor * x) + shift: a sum of what was stacked, and what the
+                         planner makes of sums that read one value several times
 mul              a, b    elementwise product of two values (a gate, an attention mask)
 div              a, b
 matmul           a, b    rows_sum_to_one: known of `a` (softmax, dropout in eval, layout)

@@ -21,15 +21,18 @@ def makers_traced() -> Iterator[None]:
     """(torch asks nobody else about them: their arguments are no tensors.)"""
     before = {name: vars(torch)[name] for name in (*MAKERS, *LIMITS, *READERS)}
     begin = torch.autocast.__init__
+    meta: Any = type(torch.autograd.Variable)
     vars(torch).update({name: _traced(before[name]) for name in MAKERS})
     vars(torch).update({name: _class_like(before[name]) for name in LIMITS})
     vars(torch).update({name: _read(before[name]) for name in READERS})
     torch.autocast.__init__ = _read(begin)  # type: ignore[method-assign]
+    meta.__call__ = _variable
     try:
         yield
     finally:
         vars(torch).update(before)
         torch.autocast.__init__ = begin  # type: ignore[method-assign]
+        del meta.__call__
 
 
 def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,6 +43,12 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
         return value.tracer.create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+def _variable(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Old code wraps its tensors in `torch.autograd.Variable`, which gives tensors since torch 0.4."""
+    wraps = args and isinstance(args[0], fx.Proxy) and cls is torch.autograd.Variable
+    return args[0] if wraps else type.__call__(cls, *args, **kwargs)
 
 
 def _class_like(kind: type) -> type:

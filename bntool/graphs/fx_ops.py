@@ -57,8 +57,29 @@ def _reduced(call: Call, name: str) -> tuple[tuple[int, ...], bool] | None:
     return tuple(d - (rank or 0) if d >= 0 else d for d in dims), bool(call.number(2, "keepdim", False))
 
 
+def total(call: Call) -> Spec | None:
+    parts = summed_parts(call)
+    return Spec("combination", parts, {"factors": (1.0,) * len(parts), "shift": 0.0}) if parts else None
+
+
+def summed_parts(call: Call) -> tuple[fx.Node, ...]:
+    """What a sum, or mean, over the dimension along which values were stacked adds up; () if it is none."""
+    stack = call.get(0, "input")
+    if not isinstance(stack, fx.Node) or function_name(stack) != "stack":
+        return ()
+    stacked = Call(stack, call.root, call.sizes, call.plain)
+    parts, dim, found = stacked.get(0, "tensors"), stacked.number(1, "dim", 0), _reduced(call, "dim")
+    rank, kept = call.rank(stack), call.node.kwargs.keys() - {"input", "dim", "axis"}
+    if not isinstance(dim, int) or found is None or rank is None or kept or found[1]:
+        return ()
+    along = found[0] == (dim - rank if dim >= 0 else dim,)
+    return tuple(parts) if along and all(isinstance(part, fx.Node) for part in parts) else ()
+
+
 def mean(call: Call) -> Spec | None:
-    found = _reduced(call, "dim")
+    parts, found = summed_parts(call), _reduced(call, "dim")
+    if parts:
+        return Spec("combination", parts, {"factors": (1 / len(parts),) * len(parts), "shift": 0.0})
     return (
         None
         if found is None

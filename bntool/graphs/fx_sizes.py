@@ -6,12 +6,14 @@ Runs the ops on `meta` tensors, which have sizes and types but no data (ten time
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
 from bntool.algebra.rules import DATA_SIZES, NEED_SIZES
+from bntool.graphs.fx_remembered import remembered
 
 T = TypeVar("T")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -62,8 +64,8 @@ class Sizes:
         """Tensors made while tracing, by the name under which the graph reads them."""
         self.held: dict[str, torch.Tensor] = {}
         """The root's tensors as they were before the forward put others in their places."""
-        self.impossible = False
-        """Whether a call of known values raises whatever is in them."""
+        self.impossible: Exception | None = None
+        """What a call of known values raises whatever is in them, if one does."""
         self.constant: dict[fx.Node, bool] = {}
         self.metas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         args, kwargs = inputs if inputs is not None else ((), {})
@@ -102,7 +104,8 @@ class Sizes:
             with torch.no_grad():
                 return _without_data(self._run(node))
         except Exception as error:
-            self.impossible |= "meta" not in str(error) and not isinstance(error, NotImplementedError)
+            if "meta" not in str(error) and not isinstance(error, NotImplementedError):
+                self.impossible = self.impossible or error
             return self._note(node)
 
     def _note(self, node: fx.Node) -> Any:
@@ -122,11 +125,10 @@ class Sizes:
             return self._call_module(str(node.target), args, kwargs)
         if node.op == "call_method" and node.target in MOVES and isinstance(args[0], torch.Tensor):
             return _moved(args[0], (*args[1:], *kwargs.values()), str(node.target))
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        with torch.device("meta"):
-            return node.target(*args, **kwargs)
+        if isinstance(kwargs.get("device"), (str, torch.device)):  # one that this machine may not have
+            kwargs = {**kwargs, "device": "meta"}
+        call = partial(_called, node, args, kwargs)
+        return remembered(node.target, args, kwargs, call)
 
     def _placeholder(self, node: fx.Node) -> Any:
         name = str(node.target)
@@ -170,6 +172,14 @@ class Sizes:
         if isinstance(value, dict):
             return {k: self._meta(v) for k, v in value.items()}
         return value
+
+
+def _called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    with torch.device("meta"):
+        return _without_data(node.target(*args, **kwargs))
 
 
 def _moved(value: torch.Tensor, given: tuple[Any, ...], how: str) -> torch.Tensor:

@@ -6,7 +6,9 @@ is seen instead of believed. A truth value that depends on data forks: both outc
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import inspect
 import operator
 import sys
 import weakref
@@ -19,9 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_catching import catch
+from bntool.graphs.fx_decorated import arguments_behind, is_decorated
 from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
@@ -29,7 +33,7 @@ from bntool.graphs.fx_makers import makers_traced
 from bntool.graphs.fx_reachable import functions_of
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
-from bntool.graphs.fx_sizes import UNKNOWN, Sizes, rebatched
+from bntool.graphs.fx_sizes import UNKNOWN, Inputs, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
 from bntool.graphs.fx_upstream import (
     asks_circumstances,
@@ -67,7 +71,7 @@ class Tracer(fx.Tracer):
         self,
         is_leaf: Callable[[nn.Module, str], bool],
         decisions: list[bool],
-        inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        inputs: Inputs | None,
         sizes_decide: bool = True,
         as_given: bool = False,
     ) -> None:
@@ -84,6 +88,8 @@ class Tracer(fx.Tracer):
         """Why tracing could not go on, which the forward may have caught."""
         self.asked_in: set[CodeType] = set()
         """Where in the code forks are."""
+        self.catches = False
+        """Whether code that is reached may catch what is raised: then it is raised while tracing."""
         self.asked_data = False
         """Whether a fork was at anything but an argument that may be left out."""
         self.measuring = False
@@ -98,6 +104,8 @@ class Tracer(fx.Tracer):
         self.read_unseen: set[str] = set()
         """Parameters and buffers whose values the forward uses without the graph showing it."""
         self.told: set[nn.Module] = set()
+        self.given: dict[str, list[Inputs | None]] = {}
+        """What convolutions and linears that have no bias and a forward of their own are given, by path."""
         self.outside, self.switched = modes(), False
         """Whether the forward switches what no graph carries along: a mode of torch, hooks."""
         self.known_parts: tuple[nn.Module, dict[nn.Module, str], dict[Any, str]] | None = None
@@ -111,6 +119,10 @@ class Tracer(fx.Tracer):
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
     def run(self, root: nn.Module) -> fx.Graph:
+        with only_new_garbage():
+            return self._run(root)
+
+    def _run(self, root: nn.Module) -> fx.Graph:
         modules, held = dict(modules_in(root)), dict[str, torch.Tensor]()
         for path, module in modules.items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -126,8 +138,9 @@ class Tracer(fx.Tracer):
         held_functions = [f for m in modules.values() for f in m.__dict__.values() if type(f) is FunctionType]
         functions = functions_of(classes, held_functions)
         with told_apart(classes, functions, self.told), makers_traced(), self._reads(root) as reads:
+            self.catches = catch(functions)
             graph = self._trace(root, modules, held)
-        if self.gave_up or (catch(functions) and self._would_raise(graph)):
+        if self.gave_up or (self.catches and self.sizes.impossible):
             raise fx.proxy.TraceError(self.gave_up or "the forward catches what it raises")
         self.read_unseen = reads.names(root)
         self._mark_kept(modules.values())
@@ -138,13 +151,6 @@ class Tracer(fx.Tracer):
 
     def _reads(self, root: nn.Module) -> Reads:
         return Reads(root, self.names, lambda: self.measuring, self.refusal)
-
-    def _would_raise(self, graph: fx.Graph) -> bool:
-        """Whether a call cannot be given what it is: the forward then does not go on as it is traced."""
-        assert self.sizes is not None
-        for node in [n for n in graph.nodes if n.op != "output"]:
-            self.known(node)
-        return self.sizes.impossible
 
     def _mark_kept(self, modules: Iterable[nn.Module]) -> None:
         """Whoever holds a value when the forward is through: a later call, or somebody else, may read it.
@@ -160,11 +166,11 @@ class Tracer(fx.Tracer):
                 self.keeps |= not rebound
 
     def is_like(self, other: Tracer) -> bool:
-        """Whether both have traced the same graph, of equal tensors."""
+        """Whether both have traced the same graph, of equal tensors, but for what it asks in vain."""
         ours, theirs = ({name: t for t, name in tracer.tensor_attrs.items()} for tracer in (self, other))
         names = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
         equal = all(_equal(ours.get(name), theirs.get(name)) for name in names)
-        return equal and str(self.graph) == str(other.graph)
+        return equal and _computed(self.graph) == _computed(other.graph)
 
     def _derives_from_data(self, node: fx.Node) -> bool:
         """Whether a value is another for other inputs: no size, and computed from more than parameters."""
@@ -192,8 +198,15 @@ class Tracer(fx.Tracer):
         if self.known_parts is not None:
             self.root, self.submodule_paths, self.tensor_attrs = self.known_parts
             is_module = True
+        if is_module and is_decorated(root_fn):
+            function, behind = arguments_behind(root_fn, self._placeholder, self.inputs, self.as_given)
+            return function, [self.root, *(self._default(place, a) for place, a in enumerate(behind))]
         function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
         return function, [self._default(place - is_module, a) for place, a in enumerate(arguments)]
+
+    def _placeholder(self, parameter: inspect.Parameter) -> fx.Proxy:
+        default = () if parameter.default is parameter.empty else (parameter.default,)
+        return self.create_proxy("placeholder", parameter.name, default, {})  # type: ignore[no-any-return]
 
     def _default(self, place: int, argument: Any) -> Any:
         """What an argument with a default is: a fork where that is None, as no traced value ever is.
@@ -223,9 +236,18 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, *more: Any, **named: Any) -> Any:
         value: Any = super().create_proxy(kind, target, *more, **named)
+        if self.catches:
+            self._raise_as_it_would(value.node)
         if target not in (operator.getitem, "get") or not is_of_argument(value.node):
             return value
         return self._or_none(value) if target == "get" or self.known(value.node) is None else value
+
+    def _raise_as_it_would(self, node: fx.Node) -> None:
+        """Raises what a call raises that cannot be given what it is: the forward goes no further."""
+        assert self.sizes is not None
+        self.known(node)
+        if self.sizes.impossible is not None:
+            raise self.sizes.impossible
 
     def refusal(self, why: str) -> Exception:
         """What to raise where tracing cannot go on; the forward must not, either."""
@@ -286,7 +308,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self.measuring:
+        made_here = self.known_parts is not None and m not in self.known_parts[1]
+        if self.measuring or made_here:  # by the forward: a slice of a Sequential, an nn.Softmax(1)
             return forward(*args, **kwargs)
         name = self.path_of_module(m)
         outer, self.path = self.path, name
@@ -297,7 +320,8 @@ class Tracer(fx.Tracer):
                 else self._called(m, name, args, kwargs)
             )
         except Exception:
-            self.failed_in = name if self.failed_in is None else self.failed_in
+            if self.failed_in is None and not self.is_leaf_module(m, name):  # else it is the caller's doing
+                self.failed_in = name
             raise
         finally:
             self.path = outer
@@ -307,6 +331,8 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
         if type(m) is nn.ReLU and len(args) == 1 and not kwargs and is_torchs_own(m):
             return self.create_proxy("call_function", F.relu, args, {"inplace": m.inplace})  # as its forward
+        if isinstance(m, (_ConvNd, nn.Linear)) and m.bias is None:
+            self.given.setdefault(name, []).append(self._known_of((args, kwargs)))
         return m.forward(*args, **kwargs)
 
     def _called_watched(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -316,6 +342,17 @@ class Tracer(fx.Tracer):
         result = self._called(m, name, args, kwargs)
         self.watch.mark(result, why)
         return result
+
+    def _known_of(self, given: Inputs) -> Inputs | None:
+        """What a module is given, without data, if all of it is known."""
+        values: list[Any] = []
+
+        def known(value: Any) -> Any:
+            values.append(self.known(value.node) if isinstance(value, fx.Proxy) else value)
+            return values[-1]
+
+        found = fx.node.map_aggregate(given, known)
+        return None if any(value is UNKNOWN for value in values) else found
 
     def known(self, node: fx.Node) -> Any:
         assert self.sizes is not None
@@ -362,7 +399,7 @@ class Tracer(fx.Tracer):
         if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
             return bool(known)
         self.asked_in.add(asking)
-        self.asked_data |= not asks_for_optional(obj.node)
+        self.asked_data |= not asks_for_optional(obj.node, self._is_sized)
         self.watch.mark(obj, "which way the forward goes depends on this value")
         return self.forks.at(obj.node)
 
@@ -371,13 +408,17 @@ class Tracer(fx.Tracer):
         assert self.sizes is not None
         if self.sizes.is_constant(obj.node):
             return True
-        if not self.sizes_decide or asks_for_optional(obj.node) or self._arguments_in(obj.node):
+        optional = asks_for_optional(obj.node, self._is_sized)
+        if not self.sizes_decide or optional or self._arguments_in(obj.node):
             return False
         return self._whatever_the_batch(obj, known)
 
+    def _is_sized(self, node: fx.Node) -> bool:
+        return isinstance(self.known(node), torch.Tensor)
+
     def _arguments_in(self, node: fx.Node) -> list[tuple[int, str]]:
         """The arguments from whose own values, and not from the sizes of tensors, a value derives."""
-        found = list(upstream(node, lambda value: not isinstance(self.known(value), torch.Tensor)))
+        found = list(upstream(node, lambda value: not self._is_sized(value)))
         given = [n for n in found if n.op == "placeholder"]
         places = [n for n in self.graph.nodes if n.op == "placeholder"] if given else []
         return [(places.index(n), str(n.target)) for n in given]
@@ -394,9 +435,35 @@ class Tracer(fx.Tracer):
         raise self.refusal("a value of unknown length is gone through")
 
 
+@contextlib.contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Collections look at what is made from here on only: all there is in the process takes them long."""
+    if gc.get_freeze_count():  # somebody else's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def modes() -> tuple[bool, ...]:
     """Modes of torch in which code runs: whether gradients are recorded, and where autocast is on."""
     return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def _computed(graph: fx.Graph) -> list[Any]:
+    """What a graph computes: equal for graphs that only name it otherwise, or ask more in vain."""
+    kept: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        if any(user in kept for user in node.users) or not is_plain(node):
+            kept[node] = len(kept)
+
+    def calls(node: fx.Node) -> list[Any]:
+        return [node.op, node.target, *fx.node.map_arg((node.args, node.kwargs), lambda n: ("node", kept[n]))]
+
+    return [calls(node) for node in kept]
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -30,6 +30,7 @@ from bntool.graphs.fx_hooks import has_hooks, has_own_call
 from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES, TORCH_LEAVES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
+from bntool.graphs.fx_ops import summed_parts
 from bntool.graphs.fx_overwritten import Overwritten
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_ways import Way
@@ -96,6 +97,8 @@ class Translator:
             return
         if function_name(node) in PIECES and all(is_piece(u) for u in node.users):
             return
+        if function_name(node) == "stack" and all(map(self._adds_up, node.users)):
+            return
         spec = self._spec(node)
         new = self._add(node, spec if spec is not None else self._opaque(node))
         if changes_in_place(node) and new.kind != "identity":  # an in-place dropout in eval changes nothing
@@ -105,6 +108,11 @@ class Translator:
                 new.watched = new.watched or f"{new.where} changes several values in place"
             for target in targets:
                 self._overwrite(target, new)
+
+    def _adds_up(self, node: fx.Node) -> bool:
+        """Whether a node only adds up what was stacked: it reads the parts then, and not the stack."""
+        adds = function_name(node) in ("sum", "mean")
+        return adds and bool(summed_parts(Call(node, self.part, self.way.sizes, self.plain)))
 
     def _spec(self, node: fx.Node) -> Spec | None:
         call = Call(node, self.part, self.way.sizes, self.plain)
@@ -240,7 +248,9 @@ class Translator:
 
     def _would_use_a_bias(self, node: fx.Node) -> bool:
         path = str(node.meta.get("at", ""))
-        return bool(path) and would_use_a_bias(self.way.sizes.module(path), node)
+        return bool(path) and would_use_a_bias(
+            self.way.sizes.module(path), node, self.way.given.get(path, [None])
+        )
 
     def _renamed(self, param: Param) -> Param:
         if param.name in self.way.rebound or param.name in self.way.read_unseen:

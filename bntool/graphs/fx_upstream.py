@@ -64,9 +64,9 @@ def question(value: Any, is_tensor: Callable[[fx.Node], bool]) -> str:
     return "tensor" if is_tensor(value) else f"{value.target}({question(value.args, is_tensor)})"
 
 
-def asks_for_optional(node: fx.Node) -> bool:
-    """Whether a value derives from an argument that has a default: it may be given or not."""
-    return any(value.meta.get("optional") for value in upstream(node))
+def asks_for_optional(node: fx.Node, is_sized: Callable[[fx.Node], bool]) -> bool:
+    """Whether a value derives from an argument that may be given or not; not by way of a tensor's sizes."""
+    return any(value.meta.get("optional") for value in upstream(node, lambda v: not is_sized(v)))
 
 
 def is_of_argument(node: fx.Node) -> bool:

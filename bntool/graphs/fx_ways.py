@@ -42,6 +42,8 @@ class Way:
     """Parameters and buffers whose values the forward uses without the graph showing it."""
     asked: set[nn.Module] = field(default_factory=set)
     """Modules for which an nn.Identity in their place would be told another answer by `isinstance`."""
+    given: dict[str, list[Inputs | None]] = field(default_factory=dict)
+    """What convolutions and linears that have no bias and a forward of their own are given, by path."""
     more: bool = False
     """Whether a call does what a graph would not: keep values, switch autocast or the recording of gradients,
     run a `__call__` of the class's own, read what hooks have left."""
@@ -138,7 +140,8 @@ def _ways(
                     return _keeps(traces, root, kept), reads
         except Exception as error:
             refused = isinstance(error, refusals) or (
-                (decisions or refusals) and cannot_happen(error, tracer.asked_in)
+                (decisions or refusals)
+                and (cannot_happen(error, tracer.asked_in) or is_given_none(error, tracer))
             )
             if not refused:
                 path = tracer.failed_in or ""
@@ -148,7 +151,9 @@ def _ways(
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
             more = tracer.switched or tracer.keeps or has_own_call(root) or hooks_feed_back(root)
-            ways.append(Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, more))
+            ways.append(
+                Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, tracer.given, more)
+            )
         sizes_may_help |= tracer.asked_data
         reads.batch |= tracer.reads_batch
         reads.arguments |= tracer.reads_of
@@ -210,6 +215,12 @@ def cannot_happen(error: Exception, asked_in: Container[CodeType]) -> bool:
         return True
     own = package not in FOREIGN - {"torchvision"}
     return own and not isinstance(error, (TypeError, AttributeError)) and _says_raise(trace)
+
+
+def is_given_none(error: Exception, tracer: Tracer) -> bool:
+    """Whether torch has refused a call because what it is for has been left out."""
+    refused = tracer.sizes is not None and error is tracer.sizes.impossible
+    return refused and "got (NoneType," in str(error)
 
 
 def _says_raise(trace: TracebackType) -> bool:

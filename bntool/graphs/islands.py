@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -13,7 +16,7 @@ from bntool.graphs.fx_kinds import is_leaf
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_translate import Translator
-from bntool.graphs.fx_ways import Failed, ways_through
+from bntool.graphs.fx_ways import Failed, Way, ways_through
 from bntool.graphs.reach import islands_of
 from bntool.graphs.recording import Recording, record
 
@@ -91,32 +94,58 @@ def trace_part(
         graph.called_there.add(prefix)
         call_alone(graph, part, prefix)
         return
-    while True:
-        ways = ways_through(
-            part,
-            leaf,
-            known,
-            sizes_decide=whole,
-            as_given=as_given,
-            for_other_batches=graph.for_other_batches,
-            kept=graph.kept,
-        )
-        if not isinstance(ways, Failed):
-            break
-        failed = joined(prefix, ways.path)
-        advice = "; example inputs may help" if whole and inputs is None and ways.sizes_may_help else ""
-        graph.notes.append(f"{failed or 'the model'} {ways.why}: its inside is analysed in parts{advice}")
-        graph.dark.add(failed)
-        if ways.keeps:
-            graph.kept[graph.root.get_submodule(failed)] = ways.keeps
-        if failed == prefix:
-            return
+    options = {"sizes_decide": whole, "for_other_batches": graph.for_other_batches}
+    ways = _ways(graph, part, prefix, inputs, leaf, as_given=as_given, **options)
+    if ways is None and whole and not as_given and (omitted := left_out(part, known)):
+        for found in (graph.notes, graph.dark, graph.kept):
+            found.clear()
+        ways = _ways(graph, part, prefix, inputs, leaf, as_given=True, **options)
+        if ways is not None:
+            note = f"calls that give {', '.join(omitted)} cannot be traced: the result is for those without"
+            graph.notes.append(note)
+    if ways is None:
+        return
     for way in ways:
         way.prefix = prefix
         if isinstance(inputs, Blocked):
             way.sizes.unsized = inputs
         graph.ways.append(way)
         Translator(graph, way, part, prefix).run()
+
+
+def _ways(
+    graph: FxGraph,
+    part: nn.Module,
+    prefix: str,
+    inputs: Inputs | Blocked | None,
+    leaf: Callable[[nn.Module, str], bool],
+    **options: bool,
+) -> list[Way] | None:
+    """Every way through `part` around what cannot be traced; None if that is its own forward."""
+    known = None if isinstance(inputs, Blocked) else inputs
+    while True:
+        ways = ways_through(part, leaf, known, kept=graph.kept, **options)
+        if not isinstance(ways, Failed):
+            return ways
+        failed = joined(prefix, ways.path)
+        if failed in graph.dark:  # nobody looks into that: it is what calls it that fails
+            failed = prefix
+        whole = options["sizes_decide"]
+        advice = "; example inputs may help" if whole and inputs is None and ways.sizes_may_help else ""
+        graph.notes.append(f"{failed or 'the model'} {ways.why}: its inside is analysed in parts{advice}")
+        graph.dark.add(failed)
+        if ways.keeps:
+            graph.kept[graph.root.get_submodule(failed)] = ways.keeps
+        if failed == prefix:
+            return None
+
+
+def left_out(part: nn.Module, inputs: Inputs | None) -> list[str]:
+    """The arguments of a forward that `inputs` leave out."""
+    if inputs is None:
+        return []
+    rest = [*inspect.signature(type(part).forward).parameters.values()][1 + len(inputs[0]) :]
+    return [str(p).partition(":")[0].partition("=")[0] for p in rest if p.name not in inputs[1]]
 
 
 def call_alone(graph: FxGraph, module: nn.Module, path: str) -> None:
