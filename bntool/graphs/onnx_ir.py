@@ -21,6 +21,7 @@ from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overrida
 from bntool.graphs.onnx_kinds import KINDS
 from bntool.graphs.onnx_movement import split
 from bntool.graphs.onnx_op import Op, Origin, made_by
+from bntool.graphs.onnx_ranks import ranks_of
 from bntool.graphs.onnx_scopes import own_names, subgraphs
 from bntool.graphs.onnx_shapes import (
     Typed,
@@ -29,6 +30,7 @@ from bntool.graphs.onnx_shapes import (
     infer_inner,
     is_static,
     open_sizes,
+    told,
     types_of,
     unsized,
 )
@@ -103,19 +105,22 @@ def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | N
     opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
     blocked = overridable_inputs(model)
     sizes = open_sizes(model, given or {})
-    inferred = _inferred(model, store, sizes, static=graph.static)
+    inferred = _inferred(model, store, sizes)
     _Scope(graph, opset, model.graph, inferred.graph, "", "", blocked).read()
     connect(graph.nodes, [node for node in graph.nodes if node.kind == "output" or _has_effects(node)])
     return graph
 
 
-def _inferred(model: ModelProto, store: Store, sizes: Mapping[str, int], *, static: bool) -> ModelProto:
-    """The model with sizes, for as long as numbers computed from known sizes lead to more of them."""
+def _inferred(model: ModelProto, store: Store, sizes: Mapping[str, int]) -> ModelProto:
+    """The model with sizes, for as long as numbers computed from known sizes lead to more of them.
+
+    Here a size that stands for an open one is as good as one that is fixed.
+    """
     inferred = infer(model, sizes)
     left = unsized(inferred.graph)
     while left:
-        model = spelled_out(model, store, types_of(inferred.graph, static=static))
-        inferred, before = infer(model, sizes), left
+        model = spelled_out(model, store, types_of(inferred.graph, static=True))
+        inferred, before = infer(model, sizes, told(inferred.graph)), left
         left = unsized(inferred.graph)
         if left == before:
             break
@@ -140,6 +145,7 @@ class _Scope:
         self.scope, self.prefix, self.outer = scope, prefix, outer
         graph.scopes[scope] = proto
         self.types: Types = types_of(inferred, static=graph.static and outer is None)
+        self.types.ranks = ranks_of(proto, self.types, outer.types.ranks if outer else {})
         self.consts: dict[str, Const] = dict(outer.consts) if outer else {}
         self.consts.update(initialisers(proto, graph.store, scope, overridable))
         self.unknown: dict[str, str] = dict(outer.unknown) if outer else {}

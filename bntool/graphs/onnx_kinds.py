@@ -16,7 +16,17 @@ from bntool.graphs.onnx_layers import (
     layer_norm,
     matmul,
 )
-from bntool.graphs.onnx_movement import NO_RANK, concat, gather, layout, pad, piece, resize, sequence
+from bntool.graphs.onnx_movement import (
+    NO_RANK,
+    NO_RANKS,
+    concat,
+    gather,
+    layout,
+    pad,
+    piece,
+    resize,
+    sequence,
+)
 from bntool.graphs.onnx_numpy import LAYOUT
 from bntool.graphs.onnx_op import Op
 
@@ -108,12 +118,20 @@ def _sum(op: Op) -> Node | str:
     ports = range(len(op.proto.input))
     if len({op.shape(port) for port in ports}) > 1 or any(op.const(port) is not None for port in ports):
         return "its inputs differ in shape, or are constants"
+    if not _line_up(op, ports):
+        return NO_RANKS
     total = op.value(0)
     for port in ports[1:-1]:
         total = op.node("add", total, op.value(port))
         total.name, total.owner = f"{total.name}@{port}", None
         op.extra.append(total)
     return op.node("add", total, op.value(ports[-1])) if len(ports) > 1 else op.node("identity", total)
+
+
+def _line_up(op: Op, ports: Iterable[int]) -> bool:
+    """Whether it is known which dimensions of the values meet: a map is written along those of the result."""
+    ranks = {op.rank(port) for port in ports}
+    return (len(ranks) == 1 and None not in ranks) or all(op.shape(port) is not None for port in ports)
 
 
 def _arithmetic(kind: str) -> Rule:
@@ -126,11 +144,17 @@ def _arithmetic(kind: str) -> Rule:
             const = op.const(port)
             if const is None:
                 continue
-            if (op.rank(1 - port) or 0) < len(const.shape):
+            rank = op.rank(1 - port)
+            if rank is None and const.shape:
+                return NO_RANK
+            if rank is not None and rank < len(const.shape):
                 return "its constant has more dimensions than its other input"
             if const.size == 1:
                 return _with_number(op, kind, port, float(const.fetch().reshape(-1)[0]))
         merged = bias_of_matmul(op) if kind == "add" else None
+        varying = [port for port in (0, 1) if op.const(port) is None]
+        if merged is None and not _line_up(op, varying):
+            return NO_RANKS
         return merged or op.node(kind, op.value(0), op.value(1))
 
     return rule

@@ -14,6 +14,7 @@ from bntool.graphs.onnx_numpy import LAYOUT, Args
 from bntool.graphs.onnx_op import Move, Op
 
 NO_RANK = "the rank of its input is not known"
+NO_RANKS = "the ranks of its inputs are not known"
 
 
 def layout(op: Op) -> Node | str:

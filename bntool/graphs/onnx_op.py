@@ -114,8 +114,7 @@ class Op:
         return self.types.of(self.name(port)).shape
 
     def rank(self, port: int = 0) -> int | None:
-        shape = self.shape(port)
-        return None if shape is None else len(shape)
+        return self.types.rank(self.name(port))
 
     def out_shape(self, port: int = 0) -> Shape:
         return self.types.of(self.proto.output[port]).shape

@@ -32,9 +32,15 @@ class Types:
     graph: GraphProto | None = None
     static: bool = False
     """Whether every size is the model's own and none stands for an open one: then a Shape is a constant."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """How many dimensions values have, also where their sizes are not known."""
 
     def of(self, name: str) -> Typed:
         return self.values.get(name, Typed())
+
+    def rank(self, name: str) -> int | None:
+        shape = self.of(name).shape
+        return self.ranks.get(name) if shape is None else len(shape)
 
 
 def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[str, int]:
@@ -71,8 +77,11 @@ def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, .
     )
 
 
-def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
-    """A copy of the model with concrete shapes wherever inference finds them; weights are not read."""
+def infer(model: ModelProto, sizes: Mapping[str, int], known: Iterable[ValueInfoProto] = ()) -> ModelProto:
+    """A copy of the model with concrete shapes wherever inference finds them; weights are not read.
+
+    `known` are types of values that nodes make, to infer others from.
+    """
     bound = ModelProto()
     bound.CopyFrom(model)
     for value in bound.graph.input:
@@ -80,6 +89,7 @@ def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
             _set_shape(value, input_shape(value, sizes))
     kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
     del bound.graph.value_info[:]
+    bound.graph.value_info.extend(known)
     made = {name for node in bound.graph.node for name in node.output}
     for place, value in reversed(list(enumerate(bound.graph.output))):
         if value.name in made:
@@ -90,8 +100,8 @@ def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except Exception:  # inference is a help, never a condition: unknown sizes only block a fold
         inferred = bound
-    known = {v.name for v in inferred.graph.value_info if _complete(v)}
-    inferred.graph.value_info.extend(v for v in kept if v.name not in known)
+    found = {v.name for v in inferred.graph.value_info if _complete(v)}
+    inferred.graph.value_info.extend(v for v in kept if v.name not in found)
     return inferred
 
 
@@ -153,6 +163,32 @@ def unsized(graph: GraphProto) -> int:
     """How many of the values that nodes make have sizes that inference has not found."""
     known = {value.name for value in (*graph.value_info, *graph.output) if _complete(value)}
     return sum(name not in known for node in graph.node for name in node.output if name)
+
+
+#: operators that shape inference does not know, whose result is of their first input's type
+SAME_TYPE = {
+    "": frozenset(("GroupNormalization",)),
+    "com.microsoft": frozenset(("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "GroupNorm")),
+}
+
+
+def told(graph: GraphProto) -> list[ValueInfoProto]:
+    """Types that inference itself did not find: of what `SAME_TYPE` names, and what the model says of others.
+
+    `graph` has been through `infer`; so has all that follows from this after `infer` with it.
+    """
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {value.name: value for value in values if _complete(value)}
+    for node in graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        same = node.op_type in SAME_TYPE.get(domain, ()) and node.input[0] in types
+        if same and node.output[0] not in types:
+            made = ValueInfoProto()
+            made.CopyFrom(types[node.input[0]])
+            made.name = node.output[0]
+            types[made.name] = made
+    own = {name for node in graph.node for name in node.output}
+    return [value for name, value in types.items() if name in own]
 
 
 def is_static(model: ModelProto) -> bool:
