@@ -6,9 +6,10 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 
 import onnx
-from onnx import GraphProto, ModelProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorShapeProto, ValueInfoProto
 
 #: the size a dynamic dimension stands for: the first dimension (a batch), images, and anything else
 BATCH, SPATIAL, LENGTH = 2, 96, 16
@@ -44,16 +45,39 @@ class Types:
 
 
 def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[str, int]:
-    """Every symbolic dimension of the inputs -> the size it stands for; `given` input shapes come first."""
+    """Every open dimension of the inputs -> the size it stands for; `given` input shapes come first."""
     sizes: dict[str, int] = {}
     for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        shape = list(given.get(value.name, ()))
-        for place, dim in enumerate(dims):
-            known = shape[place] if place < len(shape) else None
-            if dim.dim_param:
-                sizes.setdefault(dim.dim_param, known or _stand_in(place, len(dims)))
+        names = open_names(value)
+        for place, size in enumerate(given.get(value.name, ())):
+            name = open_name(value.name, place) if names is None else names.get(place)
+            sizes.setdefault(name, size) if name else None
+    for value in model.graph.input:
+        for place, name in (open_names(value) or {}).items():
+            sizes.setdefault(name, _stand_in(place, len(value.type.tensor_type.shape.dim)))
     return sizes
+
+
+def open_name(value: str, place: int) -> str:
+    """What an open dimension without a name of its own is called here."""
+    return f"{value}[{place}]"
+
+
+def open_names(value: ValueInfoProto) -> dict[int, str] | None:
+    """The open dimensions of an input by their place; None where nothing is said of its shape."""
+    if no_shape(value):
+        return None
+    dims = enumerate(value.type.tensor_type.shape.dim)
+    return {place: dim.dim_param or open_name(value.name, place) for place, dim in dims if not _fixed(dim)}
+
+
+def no_shape(value: ValueInfoProto) -> bool:
+    return not value.type.tensor_type.HasField("shape")
+
+
+def _fixed(dim: TensorShapeProto.Dimension) -> bool:
+    """Some exporters write -1 where a size is open."""
+    return bool(dim.HasField("dim_value") and dim.dim_value >= 0)
 
 
 def _stand_in(place: int, rank: int) -> int:
@@ -69,10 +93,12 @@ def caller_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A concrete shape for a graph input."""
-    dims = value.type.tensor_type.shape.dim
+    """A concrete shape for a graph input; () also where nothing is known of it."""
+    dims, names = value.type.tensor_type.shape.dim, open_names(value)
+    if names is None:
+        return tuple(takewhile(bool, (sizes.get(open_name(value.name, place), 0) for place in count())))
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, _stand_in(place, len(dims)))
+        sizes.get(names[place], _stand_in(place, len(dims))) if place in names else dim.dim_value
         for place, dim in enumerate(dims)
     )
 
@@ -85,8 +111,9 @@ def infer(model: ModelProto, sizes: Mapping[str, int], known: Iterable[ValueInfo
     bound = ModelProto()
     bound.CopyFrom(model)
     for value in bound.graph.input:
-        if value.type.tensor_type.HasField("shape") and value.type.tensor_type.shape.dim:
-            _set_shape(value, input_shape(value, sizes))
+        shape = input_shape(value, sizes)
+        if shape:
+            _set_shape(value, shape)
     kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
     del bound.graph.value_info[:]
     bound.graph.value_info.extend(known)
@@ -141,8 +168,9 @@ def infer_inner(model: ModelProto, graph: GraphProto, outside: Mapping[str, Type
 
 
 def _set_shape(value: ValueInfoProto, shape: tuple[int, ...]) -> None:
-    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
+    del value.type.tensor_type.shape.dim[:]
+    for size in shape:
+        value.type.tensor_type.shape.dim.add(dim_value=size)
 
 
 def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
@@ -156,7 +184,7 @@ def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
 
 def _complete(value: ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+    return tensor.HasField("shape") and all(map(_fixed, tensor.shape.dim))
 
 
 def unsized(graph: GraphProto) -> int:

@@ -125,7 +125,8 @@ def _onnx(model: Any) -> Runnable:
 
     def call(inputs: Any) -> Outputs:
         found = onnx_run.run(session, feeds(inputs, names))
-        return list(zip(onnx_run.output_names(session), found, strict=True))
+        pairs = zip(onnx_run.output_names(session), found, strict=True)
+        return [part for name, value in pairs for part in named_arrays(value, name)]
 
     return Runnable("onnx", call, eps, depth)
 
