@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from bntool.graphs.onnx_numpy import EVALUATED, Args
 from bntool.graphs.onnx_shapes import Types
-from bntool.graphs.onnx_tensors import Store, numpy_dtype
+from bntool.graphs.onnx_tensors import Store, is_external, numpy_dtype
 
 #: a value of more elements is computed when asked for, each time, and not kept
 EAGER = 1 << 16
@@ -55,10 +55,18 @@ def overridable_inputs(model: ModelProto) -> set[str]:
     return {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
 
 
-def evaluate(node: NodeProto, known: dict[str, Const], types: Types, scope: str) -> dict[str, Const] | None:
+def evaluate(
+    node: NodeProto, known: dict[str, Const], types: Types, scope: str, store: Store
+) -> dict[str, Const] | None:
     """The node's outputs where they are constants, else None."""
     if node.domain not in ("", "ai.onnx"):
         return None
+    outside = next((a.t for a in node.attribute if a.HasField("t") and is_external(a.t)), None)
+    if outside is not None:
+        named = TensorProto()
+        named.CopyFrom(outside)
+        named.name = node.output[0]
+        return {named.name: _stored(named, store, scope)} if node.op_type == "Constant" else None
     if node.op_type == "CastLike":
         node = _as_cast(node, known, types)
     compute = EVALUATED.get(node.op_type)
@@ -93,7 +101,7 @@ def spelled_out(model: ModelProto, store: Store, types: Types) -> ModelProto:
     nodes = list(made.graph.node)
     del made.graph.node[:]
     for node in nodes:
-        computed = None if _large(node) else evaluate(node, known, types, "")
+        computed = None if _large(node) else evaluate(node, known, types, "", store)
         numbers = _numbers(computed or {})
         if computed is None or len(numbers) < len(computed):
             made.graph.node.append(node)
@@ -146,8 +154,9 @@ def _source(node: NodeProto, inputs: Iterable[Const | None], shapes: Iterable[An
 
 def _eager(node: NodeProto, run: Callable[[], list[NDArray[Any]]], source: str) -> dict[str, Const] | None:
     try:
-        values = run()
-    except (ValueError, KeyError, IndexError, TypeError, AssertionError):
+        with np.errstate(all="ignore"):
+            values = run()
+    except (ValueError, KeyError, IndexError, TypeError, AssertionError, ArithmeticError):
         return None  # written in a way this evaluator does not read: then it is no constant to us
     named = enumerate(zip(node.output, values, strict=False))
     return {name: _kept(f"{source}.{port}", value) for port, (name, value) in named if name}

@@ -183,7 +183,7 @@ class _Scope:
         return found if found.elem_type or self.outer is None else self.outer.type_of(name)
 
     def _read_node(self, proto: NodeProto) -> None:
-        constant = evaluate(proto, self.consts, self.types, self.scope)
+        constant = evaluate(proto, self.consts, self.types, self.scope, self.graph.store)
         if constant is not None:
             self.consts.update(constant)
             return
