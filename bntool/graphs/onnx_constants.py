@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -30,10 +30,26 @@ class Const:
     shape: tuple[int, ...]
     data_type: int
     fetch: Callable[[], NDArray[Any]]
+    held: int | None = None
+    """What the tensors that it is computed from take, in bytes, if it is no tensor itself."""
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def bytes(self) -> int:
+        return self.size * numpy_dtype(self.data_type).itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """What goes from the file with it, at most."""
+        return self.bytes if self.held is None else min(self.held, self.bytes)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it would take more if it were a tensor of its own."""
+        return self.stored_bytes < self.bytes
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
@@ -87,7 +103,11 @@ def evaluate(
         return compute(Args(inputs, attrs, len(node.output), shapes))
 
     source = _source(node, consts, shapes) if present else scope + node.output[0]
-    return _lazy(node, run, types, source) if _big(present, shapes) else _eager(node, run, source)
+    found = _lazy(node, run, types, source) if _big(present, shapes) else _eager(node, run, source)
+    if not present or found is None:
+        return found
+    held = sum({c.source: c.bytes if c.held is None else c.held for c in present}.values())
+    return {name: replace(const, held=held) for name, const in found.items()}
 
 
 def spelled_out(model: ModelProto, store: Store, types: Types) -> ModelProto:

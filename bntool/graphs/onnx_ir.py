@@ -55,6 +55,8 @@ class OnnxGraph:
     nodes: list[Node] = field(default_factory=list)
     scopes: dict[str, GraphProto] = field(default_factory=dict)
     """The main graph under "" and every subgraph under its path."""
+    consts: dict[str, dict[str, Const]] = field(default_factory=dict)
+    """What is constant in each scope, by name."""
     _readers: dict[Hashable, Node] = field(default_factory=dict)
 
     def shape(self, node: Node) -> Shape:
@@ -148,6 +150,7 @@ class _Scope:
         self.types.ranks = ranks_of(proto, self.types, outer.types.ranks if outer else {})
         self.consts: dict[str, Const] = dict(outer.consts) if outer else {}
         self.consts.update(initialisers(proto, graph.store, scope, overridable))
+        graph.consts[scope] = self.consts
         self.unknown: dict[str, str] = dict(outer.unknown) if outer else {}
         self.unknown.update(dict.fromkeys(overridable, OVERRIDABLE))
         self.unknown.update((t.values.name, SPARSE) for t in proto.sparse_initializer)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
 from bntool.errors import RunError, UsageError, VerificationError
 from bntool.fold_onnx import fold_file, fold_model
