@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import RunError, UsageError
+from bntool.graphs.onnx_precision import depth_of, step_of
 from bntool.graphs.onnx_shapes import caller_inputs, input_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 from bntool.report.agreement import compare_all, tolerance_for
 from bntool.sources import onnx_run
 from bntool.verify import Run, Verification
 
-#: nodes whose sums round: their number is the depth of a graph
-LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 Feeds = dict[str, NDArray[Any]]
 Shapes = Mapping[str, Iterable[int]]
 #: what is run: a file, or the bytes of a model
@@ -55,26 +54,12 @@ def _random(value: ValueInfoProto, sizes: Mapping[str, int], rng: np.random.Gene
     return rng.integers(0, 2, shape).astype(numpy_dtype(tensor.elem_type))
 
 
-def tolerance_of(model: ModelProto) -> float:
-    """From the coarsest float of its tensors and inputs, and the number of nodes that sum."""
-    depth = sum(node.op_type in LINEAR_OPS for node in model.graph.node)
-    stored = (tensor.data_type for tensor in model.graph.initializer)
-    given = (value.type.tensor_type.elem_type for value in model.graph.input)
-    floats = {t for t in (*stored, *given) if t in FLOATS}
-    return tolerance_for(max((_eps(t) for t in floats), default=float(np.finfo(np.float32).eps)), depth)
-
-
-def _eps(data_type: int) -> float:
-    dtype = numpy_dtype(data_type)
-    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7  # bfloat16
-
-
 class Reference:
     """What the original computes on the feeds, run once."""
 
     def __init__(self, model: ModelProto, runnable: Runnable, given: Shapes, tolerance: float | None) -> None:
         self.runnable, self.feeds = runnable, feeds_of(model, given)
-        self.tolerance = tolerance_of(model) if tolerance is None else tolerance
+        self.tolerance = tolerance_for(step_of(model), depth_of(model)) if tolerance is None else tolerance
         self.names = tuple(value.name for value in model.graph.output)
         self.notes: tuple[str, ...] = ()
         try:
