@@ -38,16 +38,33 @@ class Types:
 
 
 def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[str, int]:
-    """Every symbolic dimension of the inputs -> the size it stands for; `given` input shapes come first."""
+    """Every open dimension of the inputs -> the size it stands for; `given` input shapes come first."""
     sizes: dict[str, int] = {}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         shape = list(given.get(value.name, ()))
         for place, dim in enumerate(dims):
             known = shape[place] if place < len(shape) else None
-            if dim.dim_param:
-                sizes.setdefault(dim.dim_param, known or _stand_in(place, len(dims)))
+            if not dim.HasField("dim_value"):
+                sizes.setdefault(_name(value, place), known or _stand_in(place, len(dims)))
     return sizes
+
+
+def open_names(value: ValueInfoProto) -> list[str]:
+    """What the open dimensions of an input are called in `open_sizes`."""
+    dims = value.type.tensor_type.shape.dim
+    return [_name(value, place) for place, dim in enumerate(dims) if not dim.HasField("dim_value")]
+
+
+def batch_names(inputs: Iterable[ValueInfoProto]) -> set[str]:
+    """Of the open dimensions those that are the first of an input."""
+    firsts = (v for v in inputs if v.type.tensor_type.shape.dim)
+    return {_name(v, 0) for v in firsts if not v.type.tensor_type.shape.dim[0].HasField("dim_value")}
+
+
+def _name(value: ValueInfoProto, place: int) -> str:
+    """A dimension without a name is called after its place."""
+    return value.type.tensor_type.shape.dim[place].dim_param or f"{value.name}[{place}]"
 
 
 def _stand_in(place: int, rank: int) -> int:
@@ -66,7 +83,9 @@ def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, .
     """A concrete shape for a graph input."""
     dims = value.type.tensor_type.shape.dim
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, _stand_in(place, len(dims)))
+        dim.dim_value
+        if dim.HasField("dim_value")
+        else sizes.get(_name(value, place), _stand_in(place, len(dims)))
         for place, dim in enumerate(dims)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,9 @@ from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import RunError, UsageError
 from bntool.graphs.onnx_precision import depth_of, step_of
-from bntool.graphs.onnx_shapes import caller_inputs, input_shape, open_sizes
+from bntool.graphs.onnx_shapes import batch_names, caller_inputs, input_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
+from bntool.onnx_folding.sizes import larger
 from bntool.onnx_folding.widened import widened
 from bntool.report.agreement import compare_all, tolerance_for
 from bntool.rounding import HOPELESS
@@ -41,17 +43,11 @@ def feeds_of(model: ModelProto, given: Shapes, seed: int = 0) -> list[Feeds]:
     Raises: UsageError for an input that is no tensor.
     """
     inputs = caller_inputs(model)
-    sizes = open_sizes(model, given)
-    batches = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs if _open_batch(value)}
+    sizes, batches = open_sizes(model, given), batch_names(inputs)
     first = {name: size for name, size in sizes.items() if name not in batches}
     rng = np.random.default_rng(seed)
     wanted = [{**sizes, **dict.fromkeys(batches, n)} for n in (1, 2)] if batches else [first]
     return [{value.name: _random(value, each, rng) for value in inputs} for each in wanted]
-
-
-def _open_batch(value: ValueInfoProto) -> bool:
-    dims = value.type.tensor_type.shape.dim
-    return len(dims) > 0 and bool(dims[0].dim_param)
 
 
 def _random(value: ValueInfoProto, sizes: Mapping[str, int], rng: np.random.Generator) -> NDArray[Any]:
@@ -62,6 +58,16 @@ def _random(value: ValueInfoProto, sizes: Mapping[str, int], rng: np.random.Gene
     if tensor.elem_type in FLOATS:
         return rng.standard_normal(shape).astype(numpy_dtype(tensor.elem_type))
     return rng.integers(0, 2, shape).astype(numpy_dtype(tensor.elem_type))
+
+
+def larger_feeds(model: ModelProto, given: Shapes) -> list[Feeds]:
+    """Random inputs of the second sizes, with a batch of one; none where all sizes are known."""
+    sizes, inputs = larger(model, given), caller_inputs(model)
+    if sizes is None:
+        return []
+    sizes |= dict.fromkeys(batch_names(inputs), 1)
+    rng = np.random.default_rng(1)
+    return [{value.name: _random(value, sizes, rng) for value in inputs}]
 
 
 class Reference:
@@ -78,6 +84,10 @@ class Reference:
         except onnx_run.NotImplementedByRuntime:
             self.notes = (WORD,)
             self.outputs = list(_evaluate(runnable, self.feeds))
+        with suppress(RunError):  # it may be for the sizes assumed alone
+            more = larger_feeds(model, given)
+            self.outputs += self._computed(runnable, more)
+            self.feeds = self.feeds + more
 
     def check(self, candidate: Runnable) -> Verification:
         """`candidate` on the same feeds; where that is not enough, in float64."""
