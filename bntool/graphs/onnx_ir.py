@@ -22,7 +22,7 @@ from bntool.graphs.onnx_kinds import KINDS
 from bntool.graphs.onnx_movement import split
 from bntool.graphs.onnx_op import Op, Origin, made_by
 from bntool.graphs.onnx_ranks import ranks_of
-from bntool.graphs.onnx_scopes import own_names, subgraphs
+from bntool.graphs.onnx_scopes import Scope, own_names, subgraphs
 from bntool.graphs.onnx_shapes import (
     Typed,
     Types,
@@ -53,9 +53,9 @@ class OnnxGraph:
     static: bool = False
     """Whether all inputs have fixed sizes."""
     nodes: list[Node] = field(default_factory=list)
-    scopes: dict[str, GraphProto] = field(default_factory=dict)
-    """The main graph under "" and every subgraph under its path."""
-    consts: dict[str, dict[str, Const]] = field(default_factory=dict)
+    scopes: dict[Scope, GraphProto] = field(default_factory=dict)
+    """The main graph under () and every subgraph under its path."""
+    consts: dict[Scope, dict[str, Const]] = field(default_factory=dict)
     """What is constant in each scope, by name."""
     _readers: dict[Hashable, Node] = field(default_factory=dict)
 
@@ -108,7 +108,7 @@ def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | N
     blocked = overridable_inputs(model)
     sizes = open_sizes(model, given or {})
     inferred = _inferred(model, store, sizes)
-    _Scope(graph, opset, model.graph, inferred.graph, "", "", blocked).read()
+    _Scope(graph, opset, model.graph, inferred.graph, (), "", blocked).read()
     connect(graph.nodes, [node for node in graph.nodes if node.kind == "output" or _has_effects(node)])
     return graph
 
@@ -138,7 +138,7 @@ class _Scope:
         opset: int,
         proto: GraphProto,
         inferred: GraphProto,
-        scope: str,
+        scope: Scope,
         prefix: str,
         overridable: set[str],
         outer: _Scope | None = None,
@@ -166,7 +166,7 @@ class _Scope:
             self._read_node(node)
         for value in self.proto.output:
             if value.name in self.values:
-                name = f"{self.scope}{value.name}@output"
+                name = f"{value.name}@output"
                 self.graph.nodes.append(Node(name, "output", (self.values[value.name],), where=value.name))
 
     def _add_input(self, name: str) -> Node:
@@ -176,7 +176,7 @@ class _Scope:
             self.types.values[name] = typed
         dtype = dtype_name(typed.elem_type) if typed.elem_type else None
         made = Origin(NodeProto(), self.scope, shape=typed.shape, dtype=dtype)
-        node = Node(self.scope + name, "input", where=self.prefix + name, origin=made)
+        node = Node(name, "input", where=self.prefix + name, origin=made)
         self.graph.nodes.append(node)
         self.values[name] = node
         return node
@@ -208,7 +208,7 @@ class _Scope:
         outside = {name: self.type_of(name) for name in captured(proto)}
         for name, graph in subgraphs(proto):
             types = infer_inner(self.graph.model, graph, outside).graph
-            scope = f"{self.scope}{made_by(proto)}/{name}/"
+            scope = (*self.scope, made_by(proto), name)
             inner = _Scope(self.graph, self.opset, graph, types, scope, f"{where}/{name}/", set(), self)
             inner.read()
 

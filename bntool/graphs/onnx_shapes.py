@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 
@@ -48,27 +48,36 @@ def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[st
     """Every open dimension of the inputs -> the size it stands for; `given` input shapes come first."""
     sizes: dict[str, int] = {}
     for value in model.graph.input:
-        names = open_names(value)
-        for place, size in enumerate(given.get(value.name, ())):
-            name = open_name(value.name, place) if names is None else names.get(place)
-            sizes.setdefault(name, size) if name else None
+        shape = tuple(given.get(value.name, ()))
+        names = open_names(value, shape)
+        for place, size in enumerate(shape):
+            if place in names:
+                sizes.setdefault(names[place], size)
     for value in model.graph.input:
-        for place, name in (open_names(value) or {}).items():
+        for place, name in open_names(value).items():
             sizes.setdefault(name, _stand_in(place, len(value.type.tensor_type.shape.dim)))
     return sizes
 
 
-def open_name(value: str, place: int) -> str:
-    """What an open dimension without a name of its own is called here."""
-    return f"{value}[{place}]"
+def open_names(value: ValueInfoProto, given: Sequence[int] = ()) -> dict[int, str]:
+    """What the open dimensions of an input are called in `open_sizes`, by place.
 
-
-def open_names(value: ValueInfoProto) -> dict[int, str] | None:
-    """The open dimensions of an input by their place; None where nothing is said of its shape."""
+    Where the model says nothing of its shape they are those of the `given` one.
+    """
     if no_shape(value):
-        return None
+        return {place: _name(value, place) for place in range(len(given))}
     dims = enumerate(value.type.tensor_type.shape.dim)
-    return {place: dim.dim_param or open_name(value.name, place) for place, dim in dims if not _fixed(dim)}
+    return {place: dim.dim_param or _name(value, place) for place, dim in dims if not _fixed(dim)}
+
+
+def batch_names(inputs: Iterable[ValueInfoProto]) -> set[str]:
+    """Of the open dimensions those that are the first of an input."""
+    return {names[0] for names in map(open_names, inputs) if 0 in names}
+
+
+def _name(value: ValueInfoProto, place: int) -> str:
+    """A dimension without a name is called after its place."""
+    return f"{value.name}[{place}]"
 
 
 def no_shape(value: ValueInfoProto) -> bool:
@@ -95,8 +104,8 @@ def caller_inputs(model: ModelProto) -> list[ValueInfoProto]:
 def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A concrete shape for a graph input; () also where nothing is known of it."""
     dims, names = value.type.tensor_type.shape.dim, open_names(value)
-    if names is None:
-        return tuple(takewhile(bool, (sizes.get(open_name(value.name, place), 0) for place in count())))
+    if no_shape(value):
+        return tuple(takewhile(bool, (sizes.get(_name(value, place), 0) for place in count())))
     return tuple(
         sizes.get(names[place], _stand_in(place, len(dims))) if place in names else dim.dim_value
         for place, dim in enumerate(dims)

@@ -16,6 +16,7 @@ from bntool.graphs.base import Node
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin
 from bntool.graphs.onnx_op import Slot
+from bntool.graphs.onnx_scopes import Scope
 from bntool.graphs.onnx_tensors import numpy_dtype
 from bntool.onnx_folding.compressed import scaled
 from bntool.plan import Plan
@@ -91,7 +92,7 @@ def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], tuple[str, 
     ):
         edit.drop_bias(scope, slot)
         return Made()
-    key = _identity(rewrite, slot)
+    key = _identity(rewrite, slot, _dtype(rewrite.node, slot))
     name, done = made[key] if key in made else _anew(edit, rewrite, slot, scope)
     made[key] = name, Made(replaces=done.replaces)
     if slot.port < 0:
@@ -103,7 +104,7 @@ def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], tuple[str, 
     return done
 
 
-def _anew(edit: Edit, rewrite: Rewrite, slot: Slot, scope: str) -> tuple[str, Made]:
+def _anew(edit: Edit, rewrite: Rewrite, slot: Slot, scope: Scope) -> tuple[str, Made]:
     way = scaled(edit, rewrite, slot, scope)
     if way is None:
         return _new_tensor(edit, rewrite, slot), Made(1)
@@ -119,27 +120,36 @@ def _may_drop(edit: Edit, slot: Slot) -> bool:
     return slot.port >= 0 and (slot.proto.op_type != "Gemm" or max(versions, default=1) >= 11)
 
 
-def _identity(rewrite: Rewrite, slot: Slot) -> tuple[Any, ...]:
-    """What makes two new tensors one: the calls of one layer share what they become."""
+def _identity(rewrite: Rewrite, slot: Slot, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """What makes two new tensors one: the calls of one layer share what they become.
+
+    The same scale along rows and along columns is told apart by its shape: tied layers read one weight both
+    ways. A bias that was not there has no source to say its dtype.
+    """
     arrays = (rewrite.scale, rewrite.shift, rewrite.value)
-    written = tuple(None if a is None else blake2b(a.tobytes()).digest() for a in arrays)
+    written = tuple(None if a is None else (a.shape, blake2b(a.tobytes()).digest()) for a in arrays)
     source = slot.const.source if slot.const is not None else None
-    return (source, slot.times, rewrite.name, *written)
+    return (source, slot.times, rewrite.name, dtype.name, *written)
 
 
 def _new_tensor(edit: Edit, rewrite: Rewrite, slot: Slot) -> str:
     node = rewrite.node
     param = rewrite.param or node.params["weight"]
     base = param.name if rewrite.param is not None else _bias_name(param.name)
-    like = slot.const or origin(node).slots["weight"].const
-    assert like is not None
-    dtype = numpy_dtype(like.data_type)
+    dtype = _dtype(node, slot)
     if rewrite.value is not None:
         shape = rewrite.value.shape
     else:
         assert slot.const is not None
         shape = slot.const.shape
     return edit.tensor(f"{base}_folded", shape, dtype, lambda: _values(rewrite, slot, dtype))
+
+
+def _dtype(node: Node, slot: Slot) -> np.dtype[Any]:
+    """Of the tensor that was there, or of the weight where a bias comes new."""
+    like = slot.const or origin(node).slots["weight"].const
+    assert like is not None
+    return numpy_dtype(like.data_type)
 
 
 def _bias_name(weight: str) -> str:

@@ -16,11 +16,12 @@ from bntool.algebra.affine import Array
 from bntool.graphs.onnx_constants import Const
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_op import Slot
+from bntool.graphs.onnx_scopes import Scope
 from bntool.graphs.onnx_tensors import numpy_dtype
 from bntool.rewriting import OutOfRange, Rewrite
 
 
-def scaled(edit: Edit, rewrite: Rewrite, slot: Slot, scope: str) -> tuple[str, int, int] | None:
+def scaled(edit: Edit, rewrite: Rewrite, slot: Slot, scope: Scope) -> tuple[str, int, int] | None:
     """The weight times `rewrite.scale`, made by a node of its own; None where there is no such way.
 
     Returns: its name, and how many more values and bytes its scale has. Raises: OutOfRange.

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import UsageError
-from bntool.graphs.onnx_shapes import caller_inputs, input_shape, open_names, open_sizes
+from bntool.graphs.onnx_shapes import batch_names, caller_inputs, input_shape, open_names, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
+from bntool.onnx_folding.sizes import larger
 
 Feeds = dict[str, NDArray[Any]]
 Shapes = Mapping[str, Iterable[int]]
@@ -32,12 +33,22 @@ def _wanted(
     inputs: Iterable[ValueInfoProto], sizes: Mapping[str, int], given: Shapes
 ) -> list[dict[str, int]]:
     """The open sizes of each run."""
-    batches = {value.name: name for value in inputs if (name := (open_names(value) or {}).get(0))}
+    batches = {value.name: name for value in inputs if (name := open_names(value).get(0))}
     if not batches:
         return [dict(sizes)]
     first = [dict(sizes)] if batches.keys() & given.keys() else []
     others = [{**sizes, **dict.fromkeys(batches.values(), n)} for n in (1, 2)]
     return [*first, *(other for other in others if other not in first)]
+
+
+def larger_feeds(model: ModelProto, given: Shapes) -> list[Feeds]:
+    """Random inputs of the second sizes, with a batch of one; none where all sizes are known."""
+    sizes, inputs = larger(model, given), caller_inputs(model)
+    if sizes is None:
+        return []
+    sizes |= dict.fromkeys(batch_names(inputs), 1)
+    rng = np.random.default_rng(1)
+    return [{value.name: _random(value, sizes, rng) for value in inputs}]
 
 
 def _random(value: ValueInfoProto, sizes: Mapping[str, int], rng: np.random.Generator) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, TensorProto, inliner
 
+from bntool.agreed import agreed_plan
 from bntool.blame import complaint_about, first_wrong
 from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
@@ -18,7 +19,8 @@ from bntool.onnx_folding.carry_out import carry_out
 from bntool.onnx_folding.feeds import Shapes
 from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
-from bntool.plan import Plan, make_plan
+from bntool.onnx_folding.sizes import other_graphs
+from bntool.plan import Plan
 from bntool.report.merges import Merged, norms_of
 from bntool.report.savings import Grown
 from bntool.rewriting import OutOfRange
@@ -62,7 +64,7 @@ class Folding:
         if self.merge:
             return self.in_memory()[1]
         self.graph = read(self.model, Store(self.path), self.shapes)
-        return make_plan(self.graph, keep=self.keep, barred=self.barred)
+        return self._planned_for_all_sizes()
 
     def write(self, target: Path) -> Plan:
         """Write a folded copy; a norm with which new weights leave their dtype's range stays."""
@@ -95,11 +97,15 @@ class Folding:
         store = Store(self.path)
         self.merged = self._merge(work, store)
         graph = self.graph = read(work, store, self.shapes)
-        self.planned = make_plan(graph, keep=self.keep, barred=self.barred)
+        self.planned = self._planned_for_all_sizes()
         self.grown = carry_out(graph, self.planned)
         self.merged += self._merge(work, store)  # what only folding made a chain
         check(graph.model, self.model)
         return graph
+
+    def _planned_for_all_sizes(self) -> Plan:
+        others = list(other_graphs(self.graph, self.shapes))
+        return agreed_plan(self.graph, others, keep=self.keep, barred=self.barred)
 
     def _merge(self, work: ModelProto, store: Store) -> list[Merged]:
         return merge_branches(work, store, self.shapes, self.keep) if self.merge else []

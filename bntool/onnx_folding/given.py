@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import UsageError
-from bntool.graphs.onnx_shapes import caller_inputs, open_names
+from bntool.graphs.onnx_shapes import caller_inputs, no_shape, open_names
 from bntool.graphs.onnx_tensors import dtype_name
 from bntool.onnx_folding.feeds import Shapes
 from bntool.sources.inputs import InputSpec
@@ -38,14 +38,14 @@ def _amiss(model: ModelProto, shapes: Shapes, dtypes: Mapping[str, str]) -> Iter
 
 def _fits(value: ValueInfoProto, given: tuple[int, ...]) -> bool:
     names, dims = open_names(value), value.type.tensor_type.shape.dim
-    if names is None:
+    if no_shape(value):
         return True
     pairs = enumerate(zip(given, dims, strict=False))
     return len(given) == len(dims) and all(p in names or size == dim.dim_value for p, (size, dim) in pairs)
 
 
 def _written(value: ValueInfoProto) -> str:
-    names, dims = open_names(value) or {}, value.type.tensor_type.shape.dim
+    names, dims = open_names(value), value.type.tensor_type.shape.dim
     sizes = [(dim.dim_param or "?") if p in names else str(dim.dim_value) for p, dim in enumerate(dims)]
     return "x".join(sizes) or "a number"
 
@@ -55,6 +55,6 @@ def _disagreeing(model: ModelProto, shapes: Shapes) -> Iterator[str]:
     sizes: dict[str, int] = {}
     for value in caller_inputs(model):
         given = tuple(shapes.get(value.name, ()))
-        for place, name in (open_names(value) or {}).items():
+        for place, name in open_names(value).items():
             if place < len(given) and sizes.setdefault(name, given[place]) != given[place]:
                 yield f"{name} would be {sizes[name]} and {given[place]}"
