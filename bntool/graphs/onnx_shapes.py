@@ -125,10 +125,13 @@ def infer(model: ModelProto, sizes: Mapping[str, int], known: Iterable[ValueInfo
             _set_shape(value, shape)
     kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
     del bound.graph.value_info[:]
-    bound.graph.value_info.extend(known)
+    types = {value.name: value for value in known}
+    bound.graph.value_info.extend(types.values())
     made = {name for node in bound.graph.node for name in node.output}
     for place, value in reversed(list(enumerate(bound.graph.output))):
-        if value.name in made:
+        if value.name in types:
+            value.CopyFrom(types[value.name])
+        elif value.name in made:
             value.type.tensor_type.ClearField("shape")
         else:  # an input or a tensor that is handed out: what is said of it there counts
             del bound.graph.output[place]
