@@ -8,11 +8,11 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
+from bntool.agreed import OTHER_BATCHES, agreed_plan
 from bntool.blame import checked
-from bntool.changes import same
 from bntool.graphs.exported import other_batches, program_graph
 from bntool.graphs.fx_modules import FxGraph
-from bntool.plan import Plan, Step, make_plan
+from bntool.plan import Plan
 from bntool.program_edit import ProgramEdit
 from bntool.program_merge import merge_branches
 from bntool.progress import Progress, silent
@@ -98,21 +98,8 @@ def _folded(
     """
     barred: dict[Hashable, str] = {}
     while True:
-        plan, *there = [make_plan(g, keep=keep, barred=barred) for g in (graph, *others)]
-        odd = [s for s in plan.steps if not all(any(_alike(s, t) for t in p.steps) for p in there)]
-        if odd:
-            barred |= {
-                step.norm.owner: "its map would have to go elsewhere for other batches" for step in odd
-            }
-            continue
+        plan = agreed_plan(graph, [(other, OTHER_BATCHES) for other in others], keep=keep, barred=barred)
         try:
             return ProgramEdit.of(program).carried_out(graph, plan), plan
         except OutOfRange as problem:
             barred[plan.to_blame(problem)] = problem.reason
-
-
-def _alike(one: Step, other: Step) -> bool:
-    pairs = list(zip(one.absorbed, other.absorbed, strict=False))
-    if one.norm.owner != other.norm.owner or len(one.absorbed) != len(other.absorbed):
-        return False
-    return all((a.node.owner, a.side) == (b.node.owner, b.side) and same(a.form, b.form) for a, b in pairs)

@@ -13,7 +13,9 @@ from onnx import ModelProto
 from bntool.errors import UsageError
 from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
-from bntool.onnx_folding.folding import Folding, Shapes
+from bntool.onnx_folding.feeds import Shapes
+from bntool.onnx_folding.folding import Folding
+from bntool.onnx_folding.given import dtypes_of, insist_that_they_fit
 from bntool.onnx_folding.reference import Reference
 from bntool.plan import Plan
 from bntool.progress import Progress, silent
@@ -85,7 +87,9 @@ def input_shapes(model: ModelProto, inputs: Sequence[InputSpec]) -> Shapes:
     if unknown is not None or len(inputs) > len(names):
         what = f"no input {unknown}" if unknown else f"only {len(names)} inputs"
         raise UsageError(f"the graph has {what}", where="--input", next=f"It takes {', '.join(names)}.")
-    return {spec.name or names[place]: spec.shape for place, spec in enumerate(inputs)}
+    shapes = {spec.name or names[place]: spec.shape for place, spec in enumerate(inputs)}
+    insist_that_they_fit(model, shapes, dtypes_of(names, inputs))
+    return shapes
 
 
 @contextmanager
@@ -114,6 +118,7 @@ def fold_model(
     Raises: VerificationError when the outputs differ.
     """
     proto, home = as_proto(model)
+    insist_that_they_fit(proto, shapes or {}, {})
     folding = Folding(proto, home, shapes or {}, tuple(keep), merge)
     progress("fold", 0, 2)
     folded, plan = folding.in_memory()

@@ -22,8 +22,9 @@ from bntool.graphs.onnx_ir import OnnxGraph, origin, read
 from bntool.graphs.onnx_scopes import unshadowed
 from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
+from bntool.onnx_folding.feeds import Feeds, Shapes, feeds_of
 from bntool.onnx_folding.folding import check
-from bntool.onnx_folding.reference import Feeds, Reference, Shapes, feeds_of
+from bntool.onnx_folding.reference import Reference
 from bntool.onnx_inserting.put_in import Setting, put_in
 from bntool.onnx_inserting.sites import OnnxSite, find
 from bntool.onnx_inserting.statistics import observe
@@ -189,7 +190,7 @@ def _samples(feeds: Feeds) -> int:
 def _random(model: ModelProto, shapes: Shapes) -> list[Feeds]:
     work: list[Feeds] = []
     while sum(map(_samples, work)) < RANDOM_SAMPLES and len(work) < RANDOM_SAMPLES:
-        work += feeds_of(model, shapes, seed=len(work))
+        work += feeds_of(model, shapes, seed=len(work))[: 1 if shapes else None]
     return work
 
 

@@ -164,7 +164,7 @@ class _Planner:
         rank = call.attrs.get("rank") or len(self.graph.shape(call) or ())
         if not rank:
             return self.graph.unsized(call)
-        return ChannelAffine.along(total, 1, rank)
+        return ChannelAffine.along(total, min(1, rank - 1), rank)  # in ONNX a single dimension is one channel
 
     def _fixed(self, call: Node) -> ChannelAffine | Blocked:
         """What a norm does at one of its calls, by what it is now."""

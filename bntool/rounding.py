@@ -45,10 +45,11 @@ def rounding_noise(model: nn.Module, inputs: Any, reference: Outputs, step: floa
 def explained(noise: float, step: float) -> float:
     """How far outputs may be apart where rounding moves them by `noise`; 0 where that tells nothing.
 
-    Autocast rounds much at every step, so that a few steps are no sign of a model that amplifies them.
+    Never so far that a wrong fold of a few per cent would pass. Autocast rounds much at every step, so that a
+    few steps are no sign of a model that amplifies them.
     """
     if noise <= HOPELESS:
-        return MARGIN * noise
+        return min(MARGIN * noise, 2 * HOPELESS)
     return noise if noise <= STEPS * step else 0.0
 
 

@@ -125,7 +125,7 @@ def verify(
     reference = first(inputs)
     if not reference:
         raise UsageError("the model returns no tensors", next="Pass --no-verify: nothing can be compared.")
-    runs, notes = [_compared(batch_size(inputs), reference, second(inputs))], _remarks(reference, allowed)
+    runs, notes = [compared(batch_size(inputs), reference, second(inputs))], _remarks(reference, allowed)
     progress("verify", 1, 2)
     if second_batch:
         more, note = _second_run(first, second, inputs)
@@ -187,7 +187,8 @@ def floats(array: Any) -> Any:
     return array if array.dtype.kind in "fc" else np.zeros(1)
 
 
-def _compared(batch: int | None, a: Outputs, b: Outputs) -> Run:
+def compared(batch: int | None, a: Outputs, b: Outputs) -> Run:
+    """Numbers are compared as such; labels, or whatever else is no number, have to be the same."""
     if len(a) != len(b):
         return Run(batch, (), f"the first model has {len(a)} outputs, the second {len(b)}")
     by_name = dict(b) if {n for n, _ in a} == {n for n, _ in b} else {}
@@ -195,7 +196,15 @@ def _compared(batch: int | None, a: Outputs, b: Outputs) -> Run:
     shapes = [f"{n or 'the output'}: {x.shape} and {y.shape}" for n, x, y in pairs if x.shape != y.shape]
     if shapes:
         return Run(batch, (), f"shapes differ, {'; '.join(shapes)}")
-    return Run(batch, tuple(compare(name, x, y) for name, x, y in pairs))
+    other = [n for n, x, y in pairs if not _is_number(x) and not np.array_equal(x, y)]
+    if other:
+        return Run(batch, (), f"output {other[0]} holds other values, which are no numbers")
+    return Run(batch, tuple(compare(name, x, y) for name, x, y in pairs if _is_number(x)))
+
+
+def _is_number(values: Any) -> bool:
+    """(bfloat16 and the like, which NumPy calls void, are numbers.)"""
+    return values.dtype.kind in "biufcV"
 
 
 # --- another batch size
@@ -208,7 +217,7 @@ def _second_run(first: Runnable, second: Runnable, inputs: Any) -> tuple[list[Ru
         return [], ["one batch size only: the inputs have no common first dimension"]
     larger = enlarged(inputs, batch)
     try:
-        return [_compared(batch + 1, first(larger), second(larger))], []
+        return [compared(batch + 1, first(larger), second(larger))], []
     except RunError as problem:
         return [], [f"one batch size only: with {batch + 1} items {on_one_line(problem.what, 200)}"]
 

@@ -15,7 +15,7 @@ FLOORS = (
     ("algebra",),
     ("graphs",),
     (
-        *("changes", "combinations", "showing", "goals", "search", "attempts", "memory", "plan"),
+        *("changes", "combinations", "showing", "goals", "search", "attempts", "memory", "plan", "agreed"),
         *("branches", "branch_ops", "rewriting"),
     ),
     ("report",),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bntool.errors import RunError, UsageError, VerificationError
+from bntool.fold import fold
 from bntool.save import save
 from bntool.sources import load, open_model
 from bntool.verify import verify
@@ -90,6 +91,56 @@ def test_depth_does_not_hide_the_damage() -> None:
     randomise_norms(loaded.model, loaded.example_inputs())
     for name in [n for n, p in loaded.model.named_parameters() if p.ndim > 1]:
         assert not verify(loaded.model, damaged(loaded.model, name), loaded.example_inputs()).ok, name
+
+
+class Residual(nn.Module):
+    """34 blocks of two convolutions: as deep as can be without amplifying its own rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.blocks, self.head = nn.ModuleList(self.block() for _ in range(34)), nn.Linear(16, 6)
+
+    def block(self) -> nn.Module:
+        first, second = ([nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)] for _ in range(2))
+        return nn.Sequential(*first, nn.ReLU(), *second)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", ["module", "program"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_depth_does_not_hide_a_few_per_cent_in_half_precision(dtype: torch.dtype, form: str) -> None:
+    x = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    model, x = randomise_norms(Residual().eval(), (x,)).to(dtype), x.to(dtype)
+    right, wrong = fold(model, (x,), verify=False).model, copy.deepcopy(model)
+    wrong.head.weight.data *= 1.04
+    wrong.head.bias.data *= 1.04
+    if form == "program":
+        model, right, wrong = (torch.export.export(m, (x,)) for m in (model, right, wrong))
+    assert verify(model, right, (x,)).ok
+    assert not verify(model, wrong, (x,)).ok
+
+
+@pytest.mark.parametrize("form", ["module", "program"])
+def test_one_coarse_number_makes_nothing_else_coarse(form: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.register_buffer("factor", torch.tensor(2.0, dtype=torch.bfloat16))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x) * self.factor
+
+    model = Scaled().eval()
+    made = torch.export.export(model, (X,)) if form == "program" else model
+    assert verify(made, model, (X,)).tolerance < 1e-3
 
 
 class Wrapped(nn.Module):

@@ -113,7 +113,7 @@ def closing_line(output: Path | None, *, dry_run: bool) -> str:
 
 def verification_line(found: Verification) -> str:
     """One line on how far the result is from the original."""
-    batches = " and ".join(str(run.batch) for run in found.runs if run.batch is not None)
+    batches = " and ".join(dict.fromkeys(str(run.batch) for run in found.runs if run.batch is not None))
     head = f"verified: largest difference {found.smallest_tolerance:.1e} of the output"
     return f"{head} (allowed {found.tolerance:.1e}{f', batch {batches}' if batches else ''})"
 

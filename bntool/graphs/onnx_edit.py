@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from bntool.graphs.onnx_ir import OnnxGraph, reads
 from bntool.graphs.onnx_op import Slot
-from bntool.graphs.onnx_scopes import subgraphs
+from bntool.graphs.onnx_scopes import Scope, subgraphs
 from bntool.graphs.onnx_tensors import PENDING, set_location
 
 Values = Callable[[], NDArray[Any]]
@@ -63,12 +63,12 @@ class Edit:
             inputs.append("")
         inputs[slot.port] = name
 
-    def add_behind(self, scope: str, proto: NodeProto, name: str) -> None:
+    def add_behind(self, scope: Scope, proto: NodeProto, name: str) -> None:
         """Put an Add of the tensor `name` behind the node."""
         label = self.fresh(f"{proto.name or proto.output[0]}_bias")
         self.put_behind(scope, proto, lambda x, y: helper.make_node("Add", [x, name], [y], name=label))
 
-    def put_behind(self, scope: str, proto: NodeProto, make: Callable[[str, str], NodeProto]) -> None:
+    def put_behind(self, scope: Scope, proto: NodeProto, make: Callable[[str, str], NodeProto]) -> None:
         """Put the node `make(input, output)` behind the node, for all who read it."""
         nodes = self.graph.scopes[scope].node
         place = next(i for i, node in enumerate(nodes) if node is proto)
@@ -77,14 +77,14 @@ class Edit:
         nodes[place].output[0] = inner
         nodes.insert(place + 1, make(inner, out))
 
-    def drop_bias(self, scope: str, slot: Slot) -> None:
+    def drop_bias(self, scope: Scope, slot: Slot) -> None:
         """Take a bias out that has come out all zero."""
         if slot.proto.op_type == "Add":
             self.bypass(scope, slot.proto, 1 - slot.port)
         elif slot.port < len(slot.proto.input):
             del slot.proto.input[slot.port :]
 
-    def bypass(self, scope: str, proto: NodeProto, port: int = 0) -> None:
+    def bypass(self, scope: Scope, proto: NodeProto, port: int = 0) -> None:
         """Let all who read the node's output read its input; an output of the graph keeps its name."""
         graph, x, y = self.graph.scopes[scope], proto.input[port], proto.output[0]
         if all(value.name != y for value in graph.output):

@@ -21,7 +21,8 @@ from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overrida
 from bntool.graphs.onnx_kinds import KINDS
 from bntool.graphs.onnx_movement import split
 from bntool.graphs.onnx_op import Op, Origin, made_by
-from bntool.graphs.onnx_scopes import own_names, subgraphs
+from bntool.graphs.onnx_ranks import ranks_of
+from bntool.graphs.onnx_scopes import Scope, own_names, subgraphs
 from bntool.graphs.onnx_shapes import (
     Typed,
     Types,
@@ -29,6 +30,7 @@ from bntool.graphs.onnx_shapes import (
     infer_inner,
     is_static,
     open_sizes,
+    told,
     types_of,
     unsized,
 )
@@ -51,8 +53,10 @@ class OnnxGraph:
     static: bool = False
     """Whether all inputs have fixed sizes."""
     nodes: list[Node] = field(default_factory=list)
-    scopes: dict[str, GraphProto] = field(default_factory=dict)
-    """The main graph under "" and every subgraph under its path."""
+    scopes: dict[Scope, GraphProto] = field(default_factory=dict)
+    """The main graph under () and every subgraph under its path."""
+    consts: dict[Scope, dict[str, Const]] = field(default_factory=dict)
+    """What is constant in each scope, by name."""
     _readers: dict[Hashable, Node] = field(default_factory=dict)
 
     def shape(self, node: Node) -> Shape:
@@ -103,19 +107,22 @@ def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | N
     opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
     blocked = overridable_inputs(model)
     sizes = open_sizes(model, given or {})
-    inferred = _inferred(model, store, sizes, static=graph.static)
-    _Scope(graph, opset, model.graph, inferred.graph, "", "", blocked).read()
+    inferred = _inferred(model, store, sizes)
+    _Scope(graph, opset, model.graph, inferred.graph, (), "", blocked).read()
     connect(graph.nodes, [node for node in graph.nodes if node.kind == "output" or _has_effects(node)])
     return graph
 
 
-def _inferred(model: ModelProto, store: Store, sizes: Mapping[str, int], *, static: bool) -> ModelProto:
-    """The model with sizes, for as long as numbers computed from known sizes lead to more of them."""
+def _inferred(model: ModelProto, store: Store, sizes: Mapping[str, int]) -> ModelProto:
+    """The model with sizes, for as long as numbers computed from known sizes lead to more of them.
+
+    Here a size that stands for an open one is as good as one that is fixed.
+    """
     inferred = infer(model, sizes)
     left = unsized(inferred.graph)
     while left:
-        model = spelled_out(model, store, types_of(inferred.graph, static=static))
-        inferred, before = infer(model, sizes), left
+        model = spelled_out(model, store, types_of(inferred.graph, static=True))
+        inferred, before = infer(model, sizes, told(inferred.graph)), left
         left = unsized(inferred.graph)
         if left == before:
             break
@@ -131,7 +138,7 @@ class _Scope:
         opset: int,
         proto: GraphProto,
         inferred: GraphProto,
-        scope: str,
+        scope: Scope,
         prefix: str,
         overridable: set[str],
         outer: _Scope | None = None,
@@ -140,8 +147,10 @@ class _Scope:
         self.scope, self.prefix, self.outer = scope, prefix, outer
         graph.scopes[scope] = proto
         self.types: Types = types_of(inferred, static=graph.static and outer is None)
+        self.types.ranks = ranks_of(proto, self.types, outer.types.ranks if outer else {})
         self.consts: dict[str, Const] = dict(outer.consts) if outer else {}
         self.consts.update(initialisers(proto, graph.store, scope, overridable))
+        graph.consts[scope] = self.consts
         self.unknown: dict[str, str] = dict(outer.unknown) if outer else {}
         self.unknown.update(dict.fromkeys(overridable, OVERRIDABLE))
         self.unknown.update((t.values.name, SPARSE) for t in proto.sparse_initializer)
@@ -157,7 +166,7 @@ class _Scope:
             self._read_node(node)
         for value in self.proto.output:
             if value.name in self.values:
-                name = f"{self.scope}{value.name}@output"
+                name = f"{value.name}@output"
                 self.graph.nodes.append(Node(name, "output", (self.values[value.name],), where=value.name))
 
     def _add_input(self, name: str) -> Node:
@@ -167,7 +176,7 @@ class _Scope:
             self.types.values[name] = typed
         dtype = dtype_name(typed.elem_type) if typed.elem_type else None
         made = Origin(NodeProto(), self.scope, shape=typed.shape, dtype=dtype)
-        node = Node(self.scope + name, "input", where=self.prefix + name, origin=made)
+        node = Node(name, "input", where=self.prefix + name, origin=made)
         self.graph.nodes.append(node)
         self.values[name] = node
         return node
@@ -177,7 +186,7 @@ class _Scope:
         return found if found.elem_type or self.outer is None else self.outer.type_of(name)
 
     def _read_node(self, proto: NodeProto) -> None:
-        constant = evaluate(proto, self.consts, self.types, self.scope)
+        constant = evaluate(proto, self.consts, self.types, self.scope, self.graph.store)
         if constant is not None:
             self.consts.update(constant)
             return
@@ -199,7 +208,7 @@ class _Scope:
         outside = {name: self.type_of(name) for name in captured(proto)}
         for name, graph in subgraphs(proto):
             types = infer_inner(self.graph.model, graph, outside).graph
-            scope = f"{self.scope}{made_by(proto)}/{name}/"
+            scope = (*self.scope, made_by(proto), name)
             inner = _Scope(self.graph, self.opset, graph, types, scope, f"{where}/{name}/", set(), self)
             inner.read()
 

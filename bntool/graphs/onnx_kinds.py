@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from bntool.graphs.base import Node
 from bntool.graphs.onnx_layers import (
     batch_norm,
@@ -16,7 +18,17 @@ from bntool.graphs.onnx_layers import (
     layer_norm,
     matmul,
 )
-from bntool.graphs.onnx_movement import NO_RANK, concat, gather, layout, pad, piece, resize, sequence
+from bntool.graphs.onnx_movement import (
+    NO_RANK,
+    NO_RANKS,
+    concat,
+    gather,
+    layout,
+    pad,
+    piece,
+    resize,
+    sequence,
+)
 from bntool.graphs.onnx_numpy import LAYOUT
 from bntool.graphs.onnx_op import Op
 
@@ -82,14 +94,62 @@ def _global(kind: str) -> Rule:
     return rule
 
 
-def _reduce_mean(op: Op) -> Node | str:
+def _reduced(op: Op) -> list[int] | str:
+    """The dimensions over which it goes, negative; or why they are not known."""
     rank, axes = op.rank(), op.list("axes", 1)
     if rank is None or (axes is None and op.given(1)):
         return NO_RANK if rank is None else "its axes are computed"
-    if not axes and op.attrs.get("noop_with_empty_axes", 0):
+    every = [] if op.attrs.get("noop_with_empty_axes", 0) else range(rank)
+    return sorted((a if a < 0 else a - rank) for a in axes or every)
+
+
+def _reduce_mean(op: Op) -> Node | str:
+    dims = _reduced(op)
+    if isinstance(dims, str):
+        return dims
+    if not dims:
         return op.node("identity", op.value(0))
-    dims = sorted((a if a < 0 else a - rank) for a in axes or range(rank))
     return op.node("mean", op.value(0), dims=dims, keepdim=bool(op.attrs.get("keepdims", 1)))
+
+
+def _reduce_max(op: Op) -> Node | str:
+    """A maximum over one window; without `keepdims` it then loses these dimensions."""
+    dims = _reduced(op)
+    if isinstance(dims, str):
+        return dims
+    if not dims:
+        return op.node("identity", op.value(0))
+    largest = op.node("max_pool", op.value(0), dims=dims)
+    if op.attrs.get("keepdims", 1):
+        return largest
+    shape = op.shape(0)
+    if shape is None:
+        return "its sizes are not known"
+    kept = tuple(1 if d - len(shape) in dims else size for d, size in enumerate(shape))
+    largest.name, largest.owner, largest.origin.shape = f"{largest.name}@max", None, kept
+    op.extra.append(largest)
+    node = op.node("layout", largest)
+    node.origin.move = lambda x: np.squeeze(x, tuple(dims))
+    return node
+
+
+def _clip(op: Op) -> Node | str:
+    """From zero on without end it is a relu."""
+    limits = [op.attrs.get(name, op.const(port)) for port, name in ((1, "min"), (2, "max"))]
+    if op.given(2) or limits[1] is not None or limits[0] is None:
+        return "its limits are others than zero"
+    low = limits[0] if isinstance(limits[0], float) else limits[0].fetch().item()
+    return op.node("relu", op.value(0)) if low == 0 else "its limits are others than zero"
+
+
+def _mean(op: Op) -> Node | str:
+    """Of any number of values, added up and divided by their number."""
+    found = _sum(op)
+    if isinstance(found, str):
+        return found
+    found.name, found.owner = f"{found.name}@sum", None
+    op.extra.append(found)
+    return op.node("scalar", found, a=1 / len(op.proto.input), b=0.0)
 
 
 def _softmax(op: Op) -> Node | str:
@@ -108,12 +168,20 @@ def _sum(op: Op) -> Node | str:
     ports = range(len(op.proto.input))
     if len({op.shape(port) for port in ports}) > 1 or any(op.const(port) is not None for port in ports):
         return "its inputs differ in shape, or are constants"
+    if not _line_up(op, ports):
+        return NO_RANKS
     total = op.value(0)
     for port in ports[1:-1]:
         total = op.node("add", total, op.value(port))
         total.name, total.owner = f"{total.name}@{port}", None
         op.extra.append(total)
     return op.node("add", total, op.value(ports[-1])) if len(ports) > 1 else op.node("identity", total)
+
+
+def _line_up(op: Op, ports: Iterable[int]) -> bool:
+    """Whether it is known which dimensions of the values meet: a map is written along those of the result."""
+    ranks = {op.rank(port) for port in ports}
+    return (len(ranks) == 1 and None not in ranks) or all(op.shape(port) is not None for port in ports)
 
 
 def _arithmetic(kind: str) -> Rule:
@@ -126,11 +194,17 @@ def _arithmetic(kind: str) -> Rule:
             const = op.const(port)
             if const is None:
                 continue
-            if (op.rank(1 - port) or 0) < len(const.shape):
+            rank = op.rank(1 - port)
+            if rank is None and const.shape:
+                return NO_RANK
+            if rank is not None and rank < len(const.shape):
                 return "its constant has more dimensions than its other input"
             if const.size == 1:
                 return _with_number(op, kind, port, float(const.fetch().reshape(-1)[0]))
         merged = bias_of_matmul(op) if kind == "add" else None
+        varying = [port for port in (0, 1) if op.const(port) is None]
+        if merged is None and not _line_up(op, varying):
+            return NO_RANKS
         return merged or op.node(kind, op.value(0), op.value(1))
 
     return rule
@@ -169,6 +243,8 @@ KINDS: dict[str, Rule] = {
     "GlobalAveragePool": _global("mean"),
     "GlobalMaxPool": _global("max_pool"),
     "ReduceMean": _reduce_mean,
+    "ReduceMax": _reduce_max,
+    "Clip": _clip,
     "Softmax": _softmax,
     "Concat": concat,
     **_names(resize, ("Resize", "Upsample")),
@@ -179,6 +255,7 @@ KINDS: dict[str, Rule] = {
     "SequenceAt": piece,
     "Neg": lambda op: op.node("scalar", op.value(0), a=-1.0, b=0.0),
     "Sum": _sum,
+    "Mean": _mean,
     "Add": _arithmetic("add"),
     "Sub": _arithmetic("sub"),
     "Mul": _arithmetic("mul"),

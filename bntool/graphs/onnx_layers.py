@@ -118,17 +118,20 @@ def batch_norm(op: Op) -> Node | str:
     )
     node.attrs["rank"] = op.rank()
     node = op.with_params(node, weight=1, bias=2, mean=3, var=4)
-    node.pinned = _why_fixed(op)
+    node.pinned = _why_fixed(op, op.rank())
     if node.pinned:  # nor may it take the map of another norm
         node.params.clear()
     return place(op, node, 3, 4, 1, 2)
 
 
-def _why_fixed(op: Op) -> str:
+def _why_fixed(op: Op, rank: int | None) -> str:
     """Why a norm is no fixed map per channel, if it is none."""
     given = next((port for port in (1, 2, 3, 4) if op.const(port) is None), None)
     if given is not None:
         return f"its {NORM_INPUTS[given]} {op.origin_of(given)}"
+    mean = op.const(3)
+    if rank == 1 and mean is not None and mean.size != 1:
+        return "it has several channels, and a single dimension is one"
     if not op.attrs.get("spatial", 1):
         return "it has one statistic per element (spatial = 0), not per channel"
     if any(op.used(port) for port in range(1, len(op.proto.output))):

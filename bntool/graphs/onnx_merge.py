@@ -33,7 +33,7 @@ def _writable(merge: Mergeable) -> bool:
 
 def _apply(edit: Edit, merge: Mergeable) -> str:
     place, name = origin(merge.at), edit.fresh(merged_name(merge))
-    x, y = merge.base.name.removeprefix(place.scope), place.proto.output[0]
+    x, y = merge.base.name, place.proto.output[0]
     made = _nodes(edit, merge, name, x, y)
     nodes = edit.graph.scopes[place.scope].node
     number = next(i for i, node in enumerate(nodes) if node is place.proto)

@@ -14,6 +14,7 @@ from bntool.graphs.onnx_numpy import LAYOUT, Args
 from bntool.graphs.onnx_op import Move, Op
 
 NO_RANK = "the rank of its input is not known"
+NO_RANKS = "the ranks of its inputs are not known"
 
 
 def layout(op: Op) -> Node | str:
@@ -97,15 +98,26 @@ def concat(op: Op) -> Node | str:
 
 
 def resize(op: Op) -> Node | str:
-    have, want = op.shape(0), op.out_shape()
-    if have is None or want is None:
-        return "its sizes are not known"
     if op.attrs.get("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
         return "it crops"
-    changed = [d - len(have) for d, (a, b) in enumerate(zip(have, want, strict=True)) if a != b]
-    if any(d + len(have) < 2 for d in changed):
-        return "it resizes channels"
-    return op.node("upsample", op.value(0), dims=list(range(2 - len(have), 0)))
+    dims = _scaled(op)
+    return "its sizes are not known" if dims is None else op.node("upsample", op.value(0), dims=dims)
+
+
+def _scaled(op: Op) -> list[int] | None:
+    """The dimensions that a Resize interpolates (negative); along the others it copies."""
+    have, want = op.shape(0), op.out_shape()
+    scales = op.list("scales", 2 if op.proto.op_type == "Resize" and op.opset > 10 else 1)
+    if scales:
+        rank = op.rank() if "axes" in op.attrs else len(scales)
+        axes = op.attrs.get("axes", range(len(scales)))
+        chosen = [axis for axis, scale in zip(axes, scales, strict=True) if scale != 1]
+        return None if rank is None else [axis % rank - rank for axis in chosen]
+    if have is None or want is None:
+        return None
+    exact = op.attrs.get("keep_aspect_ratio_policy", b"stretch") == b"stretch" and op.given(3)
+    pairs = enumerate(zip(have, want, strict=True))
+    return [d - len(have) for d, (a, b) in pairs if a != b or not (exact or d < 2)]
 
 
 def pad(op: Op) -> Node | str:

@@ -15,6 +15,7 @@ from bntool.algebra.affine import Array
 from bntool.graphs.base import Node, Param, Shape
 from bntool.graphs.onnx_constants import Const, as_float64, attributes, is_float, name_of
 from bntool.graphs.onnx_constants import values as list_of
+from bntool.graphs.onnx_scopes import Scope
 from bntool.graphs.onnx_shapes import Types
 
 #: the metadata in which torch's exporter notes which modules a node is in
@@ -42,7 +43,7 @@ class Origin:
     """What an edit needs to know of a neutral node: its ONNX nodes, its scope and where its parameters go."""
 
     proto: NodeProto
-    scope: str
+    scope: Scope
     slots: dict[str, Slot] = field(default_factory=dict)
     move: Move | None = None
     shape: Shape = None
@@ -56,7 +57,7 @@ class Op:
     proto: NodeProto
     opset: int
     types: Types
-    scope: str
+    scope: Scope
     consts: dict[str, Const]
     nodes: dict[str, Node]
     reads: dict[str, int]
@@ -114,8 +115,7 @@ class Op:
         return self.types.of(self.name(port)).shape
 
     def rank(self, port: int = 0) -> int | None:
-        shape = self.shape(port)
-        return None if shape is None else len(shape)
+        return self.types.rank(self.name(port))
 
     def out_shape(self, port: int = 0) -> Shape:
         return self.types.of(self.proto.output[port]).shape
@@ -136,8 +136,9 @@ class Op:
     def _operand(self, port: int) -> Node:
         const = self.consts[self.name(port)]
         origin = Origin(self.proto, self.scope, {"value": self.slot(port)}, shape=const.shape)
-        name = f"{self.scope}{self.name(port)}@{self.proto.output[0]}"
-        node = Node(name, "constant", owner=(name, port), where=self.prefix + self.name(port), origin=origin)
+        name, reader = f"{self.name(port)}@{self.proto.output[0]}", self.proto.output[0]
+        owner = (self.scope, self.name(port), reader, port)
+        node = Node(name, "constant", owner=owner, where=self.prefix + self.name(port), origin=origin)
         if is_float(const):
             node.kind, node.params = "parameter", {"value": self.param("value", port)}
         self.extra.append(node)
@@ -167,8 +168,7 @@ class Op:
         out = self.proto.output[port] if self.proto.output else ""
         typed = self.types.of(out)
         origin = Origin(self.proto, self.scope, shape=typed.shape, dtype=self.dtype(out))
-        name = self.scope + out
-        return Node(name, kind, inputs, attrs, owner=name, where=self.where, origin=origin)
+        return Node(out, kind, inputs, attrs, owner=(self.scope, out), where=self.where, origin=origin)
 
     def with_params(self, node: Node, **ports: int) -> Node:
         """`node` with the constants at these input ports as its parameters."""

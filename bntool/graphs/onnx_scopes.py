@@ -9,6 +9,10 @@ from collections.abc import Iterator, Mapping
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
+#: the way to a graph: of every subgraph around it the value that its node makes, and the attribute it is.
+#: (No text: a value may be called what two of them put together would be.)
+Scope = tuple[str, ...]
+
 
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     for attribute in node.attribute:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 
 import onnx
-from onnx import GraphProto, ModelProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorShapeProto, ValueInfoProto
 
 #: the size a dynamic dimension stands for: the first dimension (a batch), images, and anything else
 BATCH, SPATIAL, LENGTH = 2, 96, 16
@@ -32,22 +33,60 @@ class Types:
     graph: GraphProto | None = None
     static: bool = False
     """Whether every size is the model's own and none stands for an open one: then a Shape is a constant."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """How many dimensions values have, also where their sizes are not known."""
 
     def of(self, name: str) -> Typed:
         return self.values.get(name, Typed())
 
+    def rank(self, name: str) -> int | None:
+        shape = self.of(name).shape
+        return self.ranks.get(name) if shape is None else len(shape)
+
 
 def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[str, int]:
-    """Every symbolic dimension of the inputs -> the size it stands for; `given` input shapes come first."""
+    """Every open dimension of the inputs -> the size it stands for; `given` input shapes come first."""
     sizes: dict[str, int] = {}
     for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        shape = list(given.get(value.name, ()))
-        for place, dim in enumerate(dims):
-            known = shape[place] if place < len(shape) else None
-            if dim.dim_param:
-                sizes.setdefault(dim.dim_param, known or _stand_in(place, len(dims)))
+        shape = tuple(given.get(value.name, ()))
+        names = open_names(value, shape)
+        for place, size in enumerate(shape):
+            if place in names:
+                sizes.setdefault(names[place], size)
+    for value in model.graph.input:
+        for place, name in open_names(value).items():
+            sizes.setdefault(name, _stand_in(place, len(value.type.tensor_type.shape.dim)))
     return sizes
+
+
+def open_names(value: ValueInfoProto, given: Sequence[int] = ()) -> dict[int, str]:
+    """What the open dimensions of an input are called in `open_sizes`, by place.
+
+    Where the model says nothing of its shape they are those of the `given` one.
+    """
+    if no_shape(value):
+        return {place: _name(value, place) for place in range(len(given))}
+    dims = enumerate(value.type.tensor_type.shape.dim)
+    return {place: dim.dim_param or _name(value, place) for place, dim in dims if not _fixed(dim)}
+
+
+def batch_names(inputs: Iterable[ValueInfoProto]) -> set[str]:
+    """Of the open dimensions those that are the first of an input."""
+    return {names[0] for names in map(open_names, inputs) if 0 in names}
+
+
+def _name(value: ValueInfoProto, place: int) -> str:
+    """A dimension without a name is called after its place."""
+    return f"{value.name}[{place}]"
+
+
+def no_shape(value: ValueInfoProto) -> bool:
+    return not value.type.tensor_type.HasField("shape")
+
+
+def _fixed(dim: TensorShapeProto.Dimension) -> bool:
+    """Some exporters write -1 where a size is open."""
+    return bool(dim.HasField("dim_value") and dim.dim_value >= 0)
 
 
 def _stand_in(place: int, rank: int) -> int:
@@ -63,26 +102,36 @@ def caller_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A concrete shape for a graph input."""
-    dims = value.type.tensor_type.shape.dim
+    """A concrete shape for a graph input; () also where nothing is known of it."""
+    dims, names = value.type.tensor_type.shape.dim, open_names(value)
+    if no_shape(value):
+        return tuple(takewhile(bool, (sizes.get(_name(value, place), 0) for place in count())))
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, _stand_in(place, len(dims)))
+        sizes.get(names[place], _stand_in(place, len(dims))) if place in names else dim.dim_value
         for place, dim in enumerate(dims)
     )
 
 
-def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
-    """A copy of the model with concrete shapes wherever inference finds them; weights are not read."""
+def infer(model: ModelProto, sizes: Mapping[str, int], known: Iterable[ValueInfoProto] = ()) -> ModelProto:
+    """A copy of the model with concrete shapes wherever inference finds them; weights are not read.
+
+    `known` are types of values that nodes make, to infer others from.
+    """
     bound = ModelProto()
     bound.CopyFrom(model)
     for value in bound.graph.input:
-        if value.type.tensor_type.HasField("shape") and value.type.tensor_type.shape.dim:
-            _set_shape(value, input_shape(value, sizes))
+        shape = input_shape(value, sizes)
+        if shape:
+            _set_shape(value, shape)
     kept = [v for v in bound.graph.value_info if _bind(v, sizes)]
     del bound.graph.value_info[:]
+    types = {value.name: value for value in known}
+    bound.graph.value_info.extend(types.values())
     made = {name for node in bound.graph.node for name in node.output}
     for place, value in reversed(list(enumerate(bound.graph.output))):
-        if value.name in made:
+        if value.name in types:
+            value.CopyFrom(types[value.name])
+        elif value.name in made:
             value.type.tensor_type.ClearField("shape")
         else:  # an input or a tensor that is handed out: what is said of it there counts
             del bound.graph.output[place]
@@ -90,8 +139,8 @@ def infer(model: ModelProto, sizes: Mapping[str, int]) -> ModelProto:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except Exception:  # inference is a help, never a condition: unknown sizes only block a fold
         inferred = bound
-    known = {v.name for v in inferred.graph.value_info if _complete(v)}
-    inferred.graph.value_info.extend(v for v in kept if v.name not in known)
+    found = {v.name for v in inferred.graph.value_info if _complete(v)}
+    inferred.graph.value_info.extend(v for v in kept if v.name not in found)
     return inferred
 
 
@@ -131,8 +180,9 @@ def infer_inner(model: ModelProto, graph: GraphProto, outside: Mapping[str, Type
 
 
 def _set_shape(value: ValueInfoProto, shape: tuple[int, ...]) -> None:
-    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
+    del value.type.tensor_type.shape.dim[:]
+    for size in shape:
+        value.type.tensor_type.shape.dim.add(dim_value=size)
 
 
 def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
@@ -146,13 +196,39 @@ def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
 
 def _complete(value: ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+    return tensor.HasField("shape") and all(map(_fixed, tensor.shape.dim))
 
 
 def unsized(graph: GraphProto) -> int:
     """How many of the values that nodes make have sizes that inference has not found."""
     known = {value.name for value in (*graph.value_info, *graph.output) if _complete(value)}
     return sum(name not in known for node in graph.node for name in node.output if name)
+
+
+#: operators that shape inference does not know, whose result is of their first input's type
+SAME_TYPE = {
+    "": frozenset(("GroupNormalization",)),
+    "com.microsoft": frozenset(("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "GroupNorm")),
+}
+
+
+def told(graph: GraphProto) -> list[ValueInfoProto]:
+    """Types that inference itself did not find: of what `SAME_TYPE` names, and what the model says of others.
+
+    `graph` has been through `infer`; so has all that follows from this after `infer` with it.
+    """
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {value.name: value for value in values if _complete(value)}
+    for node in graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        same = node.op_type in SAME_TYPE.get(domain, ()) and node.input[0] in types
+        if same and node.output[0] not in types:
+            made = ValueInfoProto()
+            made.CopyFrom(types[node.input[0]])
+            made.name = node.output[0]
+            types[made.name] = made
+    own = {name for node in graph.node for name in node.output}
+    return [value for name, value in types.items() if name in own]
 
 
 def is_static(model: ModelProto) -> bool:

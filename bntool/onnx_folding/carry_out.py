@@ -16,7 +16,9 @@ from bntool.graphs.base import Node
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin
 from bntool.graphs.onnx_op import Slot
+from bntool.graphs.onnx_scopes import Scope
 from bntool.graphs.onnx_tensors import numpy_dtype
+from bntool.onnx_folding.compressed import scaled
 from bntool.plan import Plan
 from bntool.report.savings import Grown, size_of
 from bntool.rewriting import OutOfRange, Rewrite, rewrites
@@ -31,7 +33,7 @@ def carry_out(graph: OnnxGraph, plan: Plan) -> Grown:
     Returns: how much more the layers hold than before: a new bias, a copy of a weight that others read.
     Raises: OutOfRange, then or now.
     """
-    edit, made, growth = Edit(graph), dict[tuple[Any, ...], str](), Growth.of(graph, plan)
+    edit, made, growth = Edit(graph), dict[tuple[Any, ...], tuple[str, Made]](), Growth.of(graph, plan)
     for rewrite in rewrites(plan.changes.values()):
         growth.count(rewrite, _write(edit, rewrite, made))
     for step in plan.steps:
@@ -53,20 +55,33 @@ class Growth:
         gone = plan.folded_owners | plan.changes.keys()
         return cls({p.stored for n in graph.nodes if n.owner not in gone for p in n.params.values()})
 
-    def count(self, rewrite: Rewrite, tensors: int) -> None:
-        """`tensors` more were made; the one that the parameter was goes, if nothing else reads it."""
-        param = rewrite.param
-        if param is not None and param.stored not in self.others:
-            self.others.add(param.stored)  # goes once
-            tensors -= 1
+    def count(self, rewrite: Rewrite, made: Made) -> None:
+        """The parameter's own tensor goes where a new one is in its place and nothing else reads it."""
+        param, (values, size) = rewrite.param, made.more
         like = rewrite.node.params["weight"] if param is None else param
-        shape = rewrite.value.shape if rewrite.value is not None else like.shape
-        more, before = size_of(shape, like), self.grown.get(rewrite.node.owner, (0, 0))
-        self.grown[rewrite.node.owner] = (before[0] + tensors * more[0], before[1] + tensors * more[1])
+        each = size_of(rewrite.value.shape if rewrite.value is not None else like.shape, like)
+        values, size = values + made.tensors * each[0], size + made.tensors * each[1]
+        if param is not None and made.replaces and param.stored not in self.others:
+            self.others.add(param.stored)  # goes once
+            const = origin(rewrite.node).slots[rewrite.name].const
+            values, size = values - each[0], size - (each[1] if const is None else const.stored_bytes)
+        before = self.grown.get(rewrite.node.owner, (0, 0))
+        self.grown[rewrite.node.owner] = (before[0] + values, before[1] + size)
 
 
-def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> int:
-    """Returns: how many tensors were made, 1 or none."""
+@dataclass(frozen=True)
+class Made:
+    """How many new tensors a rewrite took, and the (values, bytes) that one in use has more than before.
+
+    `replaces`: whether the parameter's own tensor is not needed any more.
+    """
+
+    tensors: int = 0
+    more: tuple[int, int] = (0, 0)
+    replaces: bool = True
+
+
+def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], tuple[str, Made]]) -> Made:
     place = origin(rewrite.node)
     slot, scope = place.slots[rewrite.name], place.scope
     if (
@@ -76,18 +91,25 @@ def _write(edit: Edit, rewrite: Rewrite, made: dict[tuple[Any, ...], str]) -> in
         and _may_drop(edit, slot)
     ):
         edit.drop_bias(scope, slot)
-        return 0
-    key = _identity(rewrite, slot)
-    new = key not in made
-    if new:
-        made[key] = _new_tensor(edit, rewrite, slot)
+        return Made()
+    key = _identity(rewrite, slot, _dtype(rewrite.node, slot))
+    name, done = made[key] if key in made else _anew(edit, rewrite, slot, scope)
+    made[key] = name, Made(replaces=done.replaces)
     if slot.port < 0:
-        edit.add_behind(scope, slot.proto, made[key])
+        edit.add_behind(scope, slot.proto, name)
     else:
-        edit.put(slot, made[key])
+        edit.put(slot, name)
     if slot.proto.op_type == "Gemm":
         _set_factor(slot.proto, "alpha" if rewrite.name == "weight" else "beta")
-    return int(new)
+    return done
+
+
+def _anew(edit: Edit, rewrite: Rewrite, slot: Slot, scope: Scope) -> tuple[str, Made]:
+    way = scaled(edit, rewrite, slot, scope)
+    if way is None:
+        return _new_tensor(edit, rewrite, slot), Made(1)
+    name, *more = way
+    return name, Made(more=(more[0], more[1]), replaces=False)
 
 
 def _may_drop(edit: Edit, slot: Slot) -> bool:
@@ -98,27 +120,36 @@ def _may_drop(edit: Edit, slot: Slot) -> bool:
     return slot.port >= 0 and (slot.proto.op_type != "Gemm" or max(versions, default=1) >= 11)
 
 
-def _identity(rewrite: Rewrite, slot: Slot) -> tuple[Any, ...]:
-    """What makes two new tensors one: the calls of one layer share what they become."""
+def _identity(rewrite: Rewrite, slot: Slot, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """What makes two new tensors one: the calls of one layer share what they become.
+
+    The same scale along rows and along columns is told apart by its shape: tied layers read one weight both
+    ways. A bias that was not there has no source to say its dtype.
+    """
     arrays = (rewrite.scale, rewrite.shift, rewrite.value)
-    written = tuple(None if a is None else blake2b(a.tobytes()).digest() for a in arrays)
+    written = tuple(None if a is None else (a.shape, blake2b(a.tobytes()).digest()) for a in arrays)
     source = slot.const.source if slot.const is not None else None
-    return (source, slot.times, rewrite.name, *written)
+    return (source, slot.times, rewrite.name, dtype.name, *written)
 
 
 def _new_tensor(edit: Edit, rewrite: Rewrite, slot: Slot) -> str:
     node = rewrite.node
     param = rewrite.param or node.params["weight"]
     base = param.name if rewrite.param is not None else _bias_name(param.name)
-    like = slot.const or origin(node).slots["weight"].const
-    assert like is not None
-    dtype = numpy_dtype(like.data_type)
+    dtype = _dtype(node, slot)
     if rewrite.value is not None:
         shape = rewrite.value.shape
     else:
         assert slot.const is not None
         shape = slot.const.shape
     return edit.tensor(f"{base}_folded", shape, dtype, lambda: _values(rewrite, slot, dtype))
+
+
+def _dtype(node: Node, slot: Slot) -> np.dtype[Any]:
+    """Of the tensor that was there, or of the weight where a bias comes new."""
+    like = slot.const or origin(node).slots["weight"].const
+    assert like is not None
+    return numpy_dtype(like.data_type)
 
 
 def _bias_name(weight: str) -> str:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, inliner
+from onnx import ModelProto, TensorProto, inliner
 
+from bntool.agreed import agreed_plan
 from bntool.blame import complaint_about, first_wrong
 from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
 from bntool.graphs.onnx_scopes import unshadowed
 from bntool.graphs.onnx_tensors import Store, is_external, is_pending
 from bntool.onnx_folding.carry_out import carry_out
+from bntool.onnx_folding.feeds import Shapes
 from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
-from bntool.plan import Plan, make_plan
+from bntool.onnx_folding.sizes import other_graphs
+from bntool.plan import Plan
 from bntool.report.merges import Merged, norms_of
 from bntool.report.savings import Grown
 from bntool.rewriting import OutOfRange
 from bntool.sources.onnx_write import all_tensors, has_external_data, write
 from bntool.verify import Verification
 
-Shapes = Mapping[str, Iterable[int]]
 #: a fold changes many last bits; a model that its inputs' last bits move this much less cannot be judged
 AMPLIFIES = 10
+RANDOM = "the model does not give the same twice on the same inputs"
 INLINED = "the model's own functions were written out where they are called"
 OTHER_OPSET = "functions that were not looked into, as their opset is not the model's"
 
@@ -61,7 +64,7 @@ class Folding:
         if self.merge:
             return self.in_memory()[1]
         self.graph = read(self.model, Store(self.path), self.shapes)
-        return make_plan(self.graph, keep=self.keep, barred=self.barred)
+        return self._planned_for_all_sizes()
 
     def write(self, target: Path) -> Plan:
         """Write a folded copy; a norm with which new weights leave their dtype's range stays."""
@@ -94,20 +97,33 @@ class Folding:
         store = Store(self.path)
         self.merged = self._merge(work, store)
         graph = self.graph = read(work, store, self.shapes)
-        self.planned = make_plan(graph, keep=self.keep, barred=self.barred)
+        self.planned = self._planned_for_all_sizes()
         self.grown = carry_out(graph, self.planned)
         self.merged += self._merge(work, store)  # what only folding made a chain
         check(graph.model, self.model)
         return graph
 
+    def _planned_for_all_sizes(self) -> Plan:
+        others = list(other_graphs(self.graph, self.shapes))
+        return agreed_plan(self.graph, others, keep=self.keep, barred=self.barred)
+
     def _merge(self, work: ModelProto, store: Store) -> list[Merged]:
         return merge_branches(work, store, self.shapes, self.keep) if self.merge else []
 
-    def insist(self, reference: Reference, target: Path, where: str) -> Verification:
-        """The verification of the folded file. Raises: VerificationError that names the norm."""
+    def insist(self, reference: Reference, target: Path, where: str) -> Verification | None:
+        """The verification of the folded file; None where nothing was folded that it could be about.
+
+        Raises: VerificationError that names the norm.
+        """
         verification = reference.check(target)
         if verification.ok:
             return verification
+        if not self._names() and not self.merged:
+            self.notes.append(f"not verified, as nothing was folded: {RANDOM}")
+            return None
+        if not reference.repeats():
+            advice = "Nothing was written. Take out what draws random numbers, or pass --no-verify."
+            raise VerificationError(f"nothing can be compared: {RANDOM}", where=where, next=advice)
         own, complaint = reference.sensitivity(), verification.complaint()
         if verification.smallest_tolerance <= AMPLIFIES * own:
             what = f"{complaint}; so is the original ({own:.2e}) when its inputs change in their last bit"
@@ -127,7 +143,7 @@ class Folding:
 
 
 def check(model: ModelProto, original: ModelProto) -> None:
-    """The result is valid ONNX if the original was; inputs stand in for tensors outside the message."""
+    """The result is valid ONNX if the original was; empty tensors stand in for those outside the message."""
     try:
         onnx.checker.check_model(_bare(model))
     except onnx.checker.ValidationError as problem:
@@ -141,12 +157,7 @@ def check(model: ModelProto, original: ModelProto) -> None:
 def _bare(model: ModelProto) -> ModelProto:
     bare = ModelProto()
     bare.CopyFrom(model)
-    given = {value.name for value in bare.graph.input}
-    for place in range(len(bare.graph.initializer) - 1, -1, -1):
-        tensor = bare.graph.initializer[place]
+    for tensor in all_tensors(bare.graph):
         if is_external(tensor):
-            if tensor.name not in given:
-                made = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-                bare.graph.input.append(made)
-            del bare.graph.initializer[place]
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
     return bare

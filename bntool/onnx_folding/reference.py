@@ -2,103 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 
-from bntool.errors import RunError, UsageError
-from bntool.graphs.onnx_shapes import caller_inputs, input_shape, open_sizes
+from bntool.errors import RunError
+from bntool.graphs.onnx_precision import depth_of, step_of
+from bntool.graphs.onnx_shapes import caller_inputs, no_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
-from bntool.report.agreement import compare_all, tolerance_for
+from bntool.onnx_folding.feeds import Feeds, Shapes, feeds_of, larger_feeds
+from bntool.onnx_folding.widened import widened
+from bntool.report.agreement import tolerance_for
+from bntool.rounding import HOPELESS
 from bntool.sources import onnx_run
-from bntool.verify import Run, Verification
+from bntool.sources.inputs import in_words
+from bntool.sources.outputs import named_arrays
+from bntool.verify import Verification, compared
 
-#: nodes whose sums round: their number is the depth of a graph
-LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
-Feeds = dict[str, NDArray[Any]]
-Shapes = Mapping[str, Iterable[int]]
+Outputs = list[tuple[str, NDArray[Any]]]
 #: what is run: a file, or the bytes of a model
 Runnable = Path | bytes
+Engine = Callable[[Feeds], list[Any]]
+#: values of an input beyond which nothing is evaluated in float64: it lays convolutions out as products
+LARGEST = 1 << 20
+ROUNDED = tuple(numpy_dtype(t) for t in FLOATS)
+#: a fold that is right in float64 may be off by this in its own type, from what the original means
+STILL_GOOD = 1e-3
 WORD = "ONNX Runtime's CPU cannot run it at this dtype: compared with ONNX's reference evaluator"
-
-
-def feeds_of(model: ModelProto, given: Shapes, seed: int = 0) -> list[Feeds]:
-    """Random inputs for the model; where its batch is open, for two batch sizes.
-
-    Raises: UsageError for an input that is no tensor.
-    """
-    inputs = caller_inputs(model)
-    sizes = open_sizes(model, given)
-    batches = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs if _open_batch(value)}
-    first = {name: size for name, size in sizes.items() if name not in batches}
-    rng = np.random.default_rng(seed)
-    wanted = [{**sizes, **dict.fromkeys(batches, n)} for n in (1, 2)] if batches else [first]
-    return [{value.name: _random(value, each, rng) for value in inputs} for each in wanted]
-
-
-def _open_batch(value: ValueInfoProto) -> bool:
-    dims = value.type.tensor_type.shape.dim
-    return len(dims) > 0 and bool(dims[0].dim_param)
-
-
-def _random(value: ValueInfoProto, sizes: Mapping[str, int], rng: np.random.Generator) -> NDArray[Any]:
-    tensor = value.type.tensor_type
-    if not tensor.elem_type:
-        raise UsageError("it is no tensor, so no inputs can be made up", where=f"input {value.name}")
-    shape = input_shape(value, sizes)
-    if tensor.elem_type in FLOATS:
-        return rng.standard_normal(shape).astype(numpy_dtype(tensor.elem_type))
-    return rng.integers(0, 2, shape).astype(numpy_dtype(tensor.elem_type))
-
-
-def tolerance_of(model: ModelProto) -> float:
-    """From the coarsest float of its tensors and inputs, and the number of nodes that sum."""
-    depth = sum(node.op_type in LINEAR_OPS for node in model.graph.node)
-    stored = (tensor.data_type for tensor in model.graph.initializer)
-    given = (value.type.tensor_type.elem_type for value in model.graph.input)
-    floats = {t for t in (*stored, *given) if t in FLOATS}
-    return tolerance_for(max((_eps(t) for t in floats), default=float(np.finfo(np.float32).eps)), depth)
-
-
-def _eps(data_type: int) -> float:
-    dtype = numpy_dtype(data_type)
-    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7  # bfloat16
 
 
 class Reference:
     """What the original computes on the feeds, run once."""
 
     def __init__(self, model: ModelProto, runnable: Runnable, given: Shapes, tolerance: float | None) -> None:
-        self.runnable, self.feeds = runnable, feeds_of(model, given)
-        self.tolerance = tolerance_of(model) if tolerance is None else tolerance
+        self.runnable, self.given = runnable, given
+        self.open_ended = tolerance is None
+        self.tolerance = tolerance_for(step_of(model), depth_of(model)) if tolerance is None else tolerance
         self.names = tuple(value.name for value in model.graph.output)
         self.notes: tuple[str, ...] = ()
+        self.feeds: list[Feeds] = []
+        self.outputs: list[Outputs] = []
+        self.engine = by_runtime
+        self.open = bool(open_sizes(model, {})) or any(map(no_shape, caller_inputs(model)))
+        wanted = feeds_of(model, given)
         try:
-            self.outputs = list(_run(runnable, self.feeds))
+            self._run_original(wanted)
         except onnx_run.NotImplementedByRuntime:
-            self.notes = (WORD,)
-            self.outputs = list(_evaluate(runnable, self.feeds))
+            self.engine, self.notes = by_evaluator, (WORD,)
+            self._run_original(wanted)
+        with suppress(RunError):  # it may be for the sizes assumed alone
+            more = larger_feeds(model, given)
+            self.outputs += self._computed(runnable, more)
+            self.feeds = self.feeds + more
+
+    def _run_original(self, wanted: list[Feeds]) -> None:
+        """On the feeds that it takes: many a batch that is said to be open is not.
+
+        Raises: RunError when it takes none of them, or not the given one.
+        """
+        run, self.feeds, self.outputs = self.engine(self.runnable), [], []
+        refusal: RunError | None = None
+        for place, feeds in enumerate(wanted):
+            try:
+                self.outputs.append(self._named(run(feeds)))
+                self.feeds.append(feeds)
+            except RunError as problem:
+                if isinstance(problem, onnx_run.NotImplementedByRuntime) or (self.given and place == 0):
+                    raise self._advised(problem, feeds) from problem
+                refusal = refusal or self._advised(problem, feeds)
+                self.notes += (f"not compared at {in_words((), feeds)}: the original does not run there",)
+        if refusal is not None and not self.feeds:
+            raise refusal
+
+    def _advised(self, problem: RunError, feeds: Feeds) -> RunError:
+        if isinstance(problem, onnx_run.NotImplementedByRuntime):
+            return problem
+        where, name = f"with random inputs, {in_words((), feeds)}", next(iter(feeds), "x")
+        advice = f"Give sizes that it takes, written as --input {name}:1x3x224x224, or pass --no-verify."
+        return RunError(problem.what, where=where, next=advice if self.open else problem.next)
+
+    def _named(self, values: list[Any]) -> Outputs:
+        pairs = zip(self.names, values, strict=True)
+        return [part for name, value in pairs for part in named_arrays(value, name)]
 
     def check(self, candidate: Runnable) -> Verification:
-        """`candidate` on the same feeds."""
-        return self._compared(candidate, self.feeds)
+        """`candidate` on the same feeds; where that is not enough, in float64."""
+        outputs = self._computed(candidate, self.feeds)
+        found = self._compared(self.outputs, outputs)
+        by_runtimes = self.engine is by_runtime
+        if found.ok or not by_runtimes or not self.open_ended or found.smallest_tolerance > HOPELESS:
+            return found
+        return self._in_float64(found, candidate, outputs)
+
+    def _in_float64(self, found: Verification, candidate: Runnable, outputs: list[Outputs]) -> Verification:
+        """What both compute where nothing rounds, if that is near what they give.
+
+        A runtime that adds the values of a large image one by one is further off than any number of layers
+        explains, and further where a norm no longer takes their mean away.
+        """
+        meant = self.meant
+        if meant is None or self._compared(meant, self.outputs).smallest_tolerance > HOPELESS:
+            return found
+        exact = self._means(candidate)
+        good = max(STILL_GOOD, self.tolerance)
+        if exact is None or self._compared(meant, outputs).smallest_tolerance > good:
+            return found
+        judged = self._compared(meant, exact)
+        note = f"compared in float64: its own rounding moves an output by {found.smallest_tolerance:.1e}"
+        return replace(judged, notes=(*self.notes, note)) if judged.ok else found
+
+    @cached_property
+    def meant(self) -> list[Outputs] | None:
+        """What the original computes where nothing rounds, if that can be found out."""
+        return self._means(self.runnable)
+
+    def _means(self, runnable: Runnable) -> list[Outputs] | None:
+        """The outputs in float64; None where the evaluator cannot, or would take long."""
+        if max((v.size for f in self.feeds for v in f.values()), default=0) > LARGEST:
+            return None
+        wide = [
+            {n: v.astype(np.float64) if v.dtype in ROUNDED else v for n, v in f.items()} for f in self.feeds
+        ]
+        try:
+            run = by_evaluator(widened(runnable))
+            return [self._named(run(feeds)) for feeds in wide]
+        except Exception:  # evidence is a help, never a condition
+            return None
+
+    def repeats(self) -> bool:
+        """Whether the original gives the same again: a model that draws random numbers does not.
+
+        In one session, as each begins with the same numbers.
+        """
+        run = self.engine(self.runnable)
+        twice = [(run(feeds), self._named(run(feeds)))[1] for feeds in self.feeds]
+        return self._compared(self.outputs, twice).ok
 
     def sensitivity(self) -> float:
         """How far the original's own outputs move when its inputs change in their last bit."""
         changed = [{name: _last_bit(value) for name, value in each.items()} for each in self.feeds]
-        return self._compared(self.runnable, changed).smallest_tolerance
+        return self._compared(self.outputs, self._computed(self.runnable, changed)).smallest_tolerance
 
-    def _compared(self, candidate: Runnable, inputs: list[Feeds]) -> Verification:
-        run = _evaluate if self.notes else _run
+    def _computed(self, candidate: Runnable, inputs: list[Feeds]) -> list[Outputs]:
+        run = self.engine(candidate)
+        return [self._named(run(feeds)) for feeds in inputs]
+
+    def _compared(self, reference: list[Outputs], found: list[Outputs]) -> Verification:
         runs = []
-        for feeds, reference, outputs in zip(inputs, self.outputs, run(candidate, inputs), strict=True):
-            agreement = compare_all(self.names, reference, outputs)
+        for feeds, one, other in zip(self.feeds, reference, found, strict=True):
             batch = next((v.shape[0] for v in feeds.values() if v.ndim), None)
-            runs.append(Run(batch, agreement))
+            runs.append(compared(batch, one, other))
         return Verification(self.tolerance, tuple(runs), self.notes)
 
 
@@ -110,17 +170,29 @@ def _last_bit(values: NDArray[Any]) -> NDArray[Any]:
     return np.where(every_other, np.nextafter(values, np.array(np.inf, values.dtype)), values)
 
 
-def _run(runnable: Runnable, feeds: list[Feeds]) -> Iterator[list[NDArray[Any]]]:
+def by_runtime(runnable: Runnable) -> Engine:
     session = onnx_run.session(runnable)
-    yield from [onnx_run.run(session, each) for each in feeds]
+    return lambda feeds: onnx_run.run(session, feeds)
 
 
-def _evaluate(runnable: Runnable, feeds: list[Feeds]) -> Iterator[list[NDArray[Any]]]:
+def by_evaluator(runnable: Runnable | ModelProto) -> Engine:
+    """Raises: RunError, then or when called."""
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(str(runnable) if isinstance(runnable, Path) else runnable)
+    with _evaluating():
+        evaluator = ReferenceEvaluator(str(runnable) if isinstance(runnable, Path) else runnable)
+
+    def run(feeds: Feeds) -> list[Any]:
+        with _evaluating():
+            return list(evaluator.run(None, feeds))
+
+    return run
+
+
+@contextmanager
+def _evaluating() -> Iterator[None]:
     try:
-        yield from [[np.asarray(v) for v in evaluator.run(None, each)] for each in feeds]
+        yield
     except Exception as problem:
         what = "neither ONNX Runtime nor ONNX's reference evaluator can run it"
         raise RunError(what, next="Pass --no-verify, and compare it where it runs.") from problem

@@ -39,10 +39,11 @@ def session(model: str | Path | bytes, *, optimised: bool = False) -> Any:
         raise _refusal(problem) from problem
 
 
-def run(session: Any, feeds: Feeds) -> list[NDArray[Any]]:
-    """The outputs in the graph's order. Raises: RunError."""
+def run(session: Any, feeds: Feeds) -> list[Any]:
+    """The outputs in the graph's order: arrays, lists of them (sequences), dicts (maps). Raises: RunError."""
     try:
-        return [np.asarray(value) for value in session.run(None, dict(feeds))]
+        outputs = session.run(None, dict(feeds))
+        return [v if isinstance(v, list | dict) else np.asarray(v) for v in outputs]
     except Exception as problem:
         raise _refusal(problem) from problem
 

@@ -21,7 +21,7 @@ def named_arrays(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
     """
     if value is None:
         return
-    if isinstance(value, np.ndarray | np.generic | bool | int | float):
+    if isinstance(value, np.ndarray | np.generic | bool | int | float | str):
         yield name, np.asarray(value)
     elif hasattr(value, "detach"):
         yield name, as_array(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +63,8 @@ def _module(model: Any) -> Runnable:
             return list(named_arrays(outputs_of(model.eval(), args, kwargs)))
 
     tensors = [*model.parameters(), *model.buffers()]
-    return Runnable("module", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))
+    eps = torch_eps(t.dtype for t in tensors if t.numel() > 1)  # a number by itself says nothing of the rest
+    return Runnable("module", call, eps, sum(t.ndim >= 2 for t in tensors))
 
 
 def _program(program: Any) -> Runnable:
@@ -82,7 +83,9 @@ def _program(program: Any) -> Runnable:
 
     tensors = [*program.state_dict.values(), *program.constants.values()]
     tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
-    return Runnable("program", call, torch_eps(tensors), sum(t.ndim >= 2 for t in tensors))
+    values = (n.meta.get("val") for n in program.graph.nodes if n.op == "call_function")
+    eps = torch_eps(value.dtype for value in values if isinstance(value, torch.Tensor))
+    return Runnable("program", call, eps, sum(t.ndim >= 2 for t in tensors))
 
 
 @contextmanager
@@ -96,10 +99,11 @@ def _restored(module: Any) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def torch_eps(tensors: Any) -> float:
+def torch_eps(found: Iterable[Any]) -> float:
+    """The rounding step of the coarsest float among dtypes."""
     import torch
 
-    dtypes = {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32}
+    dtypes = {dtype for dtype in found if dtype.is_floating_point} or {torch.float32}
     dtypes |= {torch.get_autocast_dtype(d) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)}
     return max(torch.finfo(dtype).eps for dtype in dtypes)
 
@@ -125,25 +129,23 @@ def _onnx(model: Any) -> Runnable:
 
     def call(inputs: Any) -> Outputs:
         found = onnx_run.run(session, feeds(inputs, names))
-        return list(zip(onnx_run.output_names(session), found, strict=True))
+        pairs = zip(onnx_run.output_names(session), found, strict=True)
+        return [part for name, value in pairs for part in named_arrays(value, name)]
 
     return Runnable("onnx", call, eps, depth)
 
 
 def _onnx_facts(model: Any) -> tuple[bytes, list[str], float, int]:
-    """Its bytes, the names of its inputs, the rounding step of its weights, and how many nodes sum."""
+    """Its bytes, the names of its inputs, the rounding step of what it computes, and how many nodes sum."""
     import onnx_ir
+
+    from bntool.graphs.onnx_precision import depth_of, step_of
 
     if not isinstance(model, onnx_ir.Model):
         model = onnx_ir.from_proto(model)
     proto = onnx_ir.to_proto(model)
-    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
-    depth = sum(node.op_type in kinds for node in model.graph)
-    values = model.graph.initializers.values()
-    dtypes = {v.dtype for v in (*values, *model.graph.inputs) if v.dtype is not None}
-    eps = [np.finfo(d.numpy()).eps for d in dtypes if d.numpy().kind == "f"]
     names = [str(v.name) for v in model.graph.inputs if v.name not in model.graph.initializers]
-    return proto.SerializeToString(), names, float(max(eps, default=np.finfo(np.float32).eps)), depth
+    return proto.SerializeToString(), names, step_of(proto), depth_of(proto)
 
 
 def feeds(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
-from onnx import ModelProto, external_data_helper, numpy_helper
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from bntool.errors import LoadError, RunError, UsageError, VerificationError
 from bntool.fold import fold
-from bntool.fold_onnx import fold_file
+from bntool.fold_onnx import fold_file, fold_model
 from bntool.onnx_folding import carry_out
 from bntool.sources.inputs import parse_input
 from bntool.sources.onnx_wire import read_skeleton
@@ -152,6 +152,74 @@ def test_a_wrong_fold_is_not_written_and_its_norm_is_named(
         fold_file(source, tmp_path / "b.onnx")
     assert caught.value.exit_code == 6
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["deep half", "one half"])
+def test_neither_depth_nor_one_coarse_number_hides_a_wrong_fold(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "deep half":
+        proto, off = deep_half(), 1.04
+    else:
+        number = [node("Cast", "k", "kf", to=TensorProto.FLOAT), node("Mul", "x kf", "u")]
+        proto, off = two_layers(), 1.01
+        proto.graph.node[0].input[0] = "u"
+        for place, each in enumerate(number):
+            proto.graph.node.insert(place, each)
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(3, np.float16), "k"))
+    source = saved(proto, tmp_path / "a.onnx")
+    assert fold_file(source).verification.ok
+    honest = carry_out._multiplied
+
+    def damaged(old: Any, *rest: Any) -> Any:
+        return honest(old, *rest) * np.float16(off) if old.shape[:2] == (8, 32) else honest(old, *rest)
+
+    monkeypatch.setattr(carry_out, "_multiplied", damaged)
+    with pytest.raises(VerificationError, match="is off"):
+        fold_file(source)
+
+
+def pooled(seed: int) -> ModelProto:
+    """ONNX Runtime adds the 112 x 112 values of a channel one by one; behind a norm their mean is small."""
+    nodes = [node("Conv", "x w", "c", pads=[1] * 4), node("Relu", "c", "r"), norm("r", "b")]
+    nodes += [node("GlobalAveragePool", "b", "g"), node("Flatten", "g", "f")]
+    nodes.append(node("Gemm", "f v", "y", transB=1))
+    stored = {"w": weight(16, 3, 3, 3, seed=seed), "v": weight(10, 16), **norm_weights(16, seed=seed)}
+    return model(nodes, {"x": ["batch", 3, 112, 112]}, ["y"], stored, dtype="float32", opset=20)
+
+
+def test_what_a_runtime_rounds_more_than_layers_explain_is_judged_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right folds pass; one that is .3 % off does not, though both are further off than the tolerance."""
+    found = [fold_model(pooled(seed)).report.verification for seed in range(4)]
+    assert all(each.ok for each in found)
+    assert any("float64" in note for each in found for note in each.notes)
+    honest = carry_out._multiplied
+    monkeypatch.setattr(carry_out, "_multiplied", lambda *args: honest(*args) * np.float32(1.003))
+    for seed in range(4):
+        with pytest.raises(VerificationError, match="is off"):
+            fold_model(pooled(seed))
+
+
+def test_a_given_tolerance_is_kept() -> None:
+    with pytest.raises(VerificationError):
+        fold_model(pooled(0), tolerance=1e-9)
+
+
+def deep_half() -> ModelProto:
+    """40 residual blocks and a layer with a norm, in float16."""
+    nodes, stored, value = [], {"last": weight(8, 32), **norm_weights(8)}, "x"
+    for number in range(40):
+        stored[f"w{number}"] = weight(32, 32, seed=number) / 8
+        nodes.append(node("MatMul", f"{value} w{number}", f"m{number}"))
+        nodes.append(node("Relu", f"m{number}", f"r{number}"))
+        nodes.append(node("Add", f"{value} r{number}", f"s{number}"))
+        nodes.append(node("Mul", f"s{number} less", f"h{number}"))
+        value = f"h{number}"
+    stored["less"] = np.array(0.7)
+    nodes += [node("Gemm", f"{value} last", "y", transB=1), norm("y", "z")]
+    return model(nodes, {"x": ["batch", 32]}, ["z"], stored, dtype="float16", opset=20)
 
 
 def test_a_model_that_amplifies_rounding_is_said_to_be_one(tmp_path: Path) -> None:

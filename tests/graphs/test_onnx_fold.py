@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bntool.fold_onnx import fold_model
 from tests.graphs.onnx_models import (
@@ -317,6 +317,81 @@ def test_equal_calls_of_one_layer_share_what_they_become() -> None:
     proto, _ = folded(model(nodes, {"a": [N, 3, 4, 4], "b": [N, 3, 4, 4]}, ["z1", "z2"], weights))
     assert len(proto.graph.initializer) == 2
     assert proto.graph.node[0].input[1:] == proto.graph.node[1].input[1:]
+
+
+TIED: dict[str, tuple[list[NodeProto], list[int], list[int]]] = {
+    "rows and columns": (
+        [
+            node("Gemm", "x w", "a"),
+            norm("a", "b"),
+            node("Relu", "b", "c"),
+            node("Gemm", "c w", "d", transB=1),
+        ],
+        [4],
+        [4, 4],
+    ),
+    "behind and in front": (
+        [
+            node("Conv", "x w", "a"),
+            norm("a", "b"),
+            node("Relu", "b", "r"),
+            norm("r", "c"),
+            node("Conv", "c w", "d"),
+        ],
+        [4, 5, 5],
+        [4, 4, 1, 1],
+    ),
+    "encoder and decoder": (
+        [node("Conv", "x w", "a"), norm("a", "b"), node("Relu", "b", "c"), node("ConvTranspose", "c w", "d")],
+        [4, 5, 5],
+        [4, 4, 2, 2],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_one_weight_read_in_two_ways_becomes_two(kind: str) -> None:
+    """The norms are equal, so that the same scale goes along one dimension here and another there."""
+    nodes, shape, weights = TIED[kind]
+    ends = "d"
+    if kind != "behind and in front":
+        nodes, ends = [*nodes, norm("d", "e")], "e"
+    made = model(nodes, {"x": [N, *shape]}, [ends], {"w": weight(*weights), **norm_weights(4)})
+    proto, report = folded(made)
+    assert len(report.folded) == 2
+    assert count(proto) == 0
+
+
+def test_equal_new_biases_of_two_dtypes_are_two() -> None:
+    """Both layers come without a bias, and both norms have the same statistics."""
+    bn = {name: values.astype("float32") for name, values in norm_weights(4).items()}
+    wide = {name.replace("bn.", "wide."): values.astype("float64") for name, values in bn.items()}
+    nodes = [
+        node("Gemm", "x w", "a"),
+        norm("a", "b"),
+        node("Relu", "b", "c"),
+        node("Cast", "c", "f", to=TensorProto.DOUBLE),
+        node("Gemm", "f w_wide", "g"),
+        norm("g", "h", "wide"),
+    ]
+    stored = {"w": weight(4, 4).astype("float32"), "w_wide": weight(4, 4), **bn, **wide}
+    made = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [N, 4])],
+            [helper.make_tensor_value_info("h", TensorProto.DOUBLE, [N, 4])],
+            [numpy_helper.from_array(values, name) for name, values in stored.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=8,
+    )
+    proto, report = by_runtime(made)
+    assert len(report.folded) == 2
+    assert {t.data_type for t in proto.graph.initializer if "bias" in t.name} == {
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+    }
 
 
 def test_new_names_collide_with_nothing() -> None:

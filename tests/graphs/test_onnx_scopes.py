@@ -197,3 +197,22 @@ def test_foreign_operators_are_opaque_and_named() -> None:
     report = fold_model(proto, verify=False).report
     assert "com.example.Strange" in reasons(report)[0] or "not known" in reasons(report)[0]
     assert NEWEST >= 20
+
+
+def test_a_value_may_be_called_like_the_way_into_a_branch() -> None:
+    """The format takes any text for a name: `z/then_branch/m` is not the `m` of that branch."""
+    path = "z/then_branch/"
+    before = [node("Conv", f"x {path}w", "q"), norm("q", f"{path}m", "other")]
+    stored = numpy_helper.from_array(weight(4, 3, 1, 1, seed=2).astype("float32"))
+    then = [node("Constant", "", "w", value=stored), node("Conv", "x w", "a"), norm("a", "m")]
+    then.append(node("Add", f"m {path}m", "then_out"))
+    otherwise = [node("Conv", "x v", "else_out")]
+    weights = {f"{path}w": weight(4, 3, 1, 1), "v": weight(4, 3, 1, 1, seed=3), **norm_weights(4)}
+    for statistics in (
+        norm_weights(4, "other", seed=5),
+        norm_weights(4, "other"),
+    ):  # other ones, and the same
+        proto = with_if(then, otherwise, before, {**weights, **statistics})
+        result = fold_model(proto, verify=False)
+        assert len(result.report.folded) == 2
+        both_ways(proto, result.model)

@@ -85,6 +85,7 @@ NONE_POSSIBLE = {
     "it is a function call, which modules alone cannot take out: use form='graph'": "graph form folds it",
     "a MatMul with this operand constant has no place for a shift": "an Add in its place would be no gain",
     "{} has NaN or infinite values": "whatever is done with them, the outputs are no numbers",
+    "it has several channels, and a single dimension is one": "runtimes refuse such a model",
     "it divides by zero": "the network itself gives infinities there",
     "its padding is no multiple of its dilation away from the other's": MERGING,
     "the branches' kernels have different centres": MERGING,
