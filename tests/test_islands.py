@@ -110,3 +110,35 @@ def test_the_run_leaves_no_trace(in_place: bool) -> None:
     assert "in train mode" in reason(result.report)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(x, X)
+
+
+class ByWord(nn.Module):
+    """Keeps state, which is not followed, and reads layers by names that are written there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.many = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+        self.calls: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = getattr(self, "body")(x) if getattr(self, "extra", None) is None else x  # noqa: B009
+        for block in getattr(self, "many"):  # noqa: B009
+            x = block(x)
+        self.calls = x.mean() if self.calls is None else self.calls + x.mean()
+        return x * self.calls.sign()
+
+
+class ByAnyWord(ByWord):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        for name in ("body",):
+            y = y + getattr(self, name)[0].weight.sum()
+        return y
+
+
+def test_getattr_with_a_name_that_is_written_there_is_an_attribute() -> None:
+    model, other = prepared(ByWord(), X), prepared(ByAnyWord(), X)
+    model.calls = other.calls = None
+    assert not fold(model, (X,)).report.kept
+    assert len(fold(other, (X,)).report.kept) == 3

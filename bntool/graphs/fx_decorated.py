@@ -1,4 +1,4 @@
-"""A forward behind decorators that take anything is given what the function takes that they wrap."""
+"""A forward that takes anything, to hand it on, is given what its signature, or what it wraps, names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,26 @@ from torch import fx
 from bntool.graphs.fx_sizes import Inputs
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def is_decorated(forward: Callable[..., Any]) -> bool:
-    """Whether fx would give the decorator's function what the forward takes beyond plain arguments."""
+def hands_on(forward: Callable[..., Any], given: Inputs | None) -> bool:
+    """Whether what it takes goes through a decorator that fx would not see, or on to others as `**kwargs`."""
     inner: Any = inspect.unwrap(forward)
-    return inner is not forward and bool(inner.__code__.co_kwonlyargcount or _takes_more(inner.__code__))
+    code = inner.__code__
+    if inner is not forward:
+        return bool(code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS))
+    parameters = [*inspect.signature(forward).parameters.values()][1:]
+    plain = sum(p.kind in PLAIN for p in parameters)
+    fits = given is None or (len(given[0]) <= plain and {p.name for p in parameters}.issuperset(given[1]))
+    return bool(code.co_flags & inspect.CO_VARKEYWORDS) and fits and not any(further(forward, asked_for=True))
+
+
+def further(forward: Callable[..., Any], *, asked_for: bool = False) -> list[str]:
+    """Its `*args` and `**kwargs`; those only with which it does more than hand them on, if `asked_for`."""
+    inner: Any = inspect.unwrap(forward)
+    found = [p for p in inspect.signature(inner).parameters.values() if p.kind in VARIABLE]
+    return [str(p).partition(":")[0] for p in found if not asked_for or _asked_for(inner.__code__, p.name)]
 
 
 def arguments_behind(
@@ -37,8 +51,7 @@ def arguments_behind(
     inner: Any = inspect.unwrap(forward)
     parameters = [*inspect.signature(inner).parameters.values()][1:]
     named = [p for p in parameters if p.kind not in VARIABLE]
-    further = [p.name for p in parameters if p.kind in VARIABLE]
-    if not as_given and any(_asked_for(inner.__code__, name) for name in further):
+    if not as_given and further(forward, asked_for=True):
         raise ValueError("a decorated forward asks which further arguments it has")
     if given is not None and not {p.name for p in named}.issuperset(given[1]):
         raise ValueError("a decorated forward is given further arguments")
@@ -50,10 +63,6 @@ def arguments_behind(
         return forward(root, *values[:places], **{p.name: v for p, v in by_name if v is not p.default})
 
     return call, [placeholder(parameter) for parameter in named]
-
-
-def _takes_more(code: CodeType) -> int:
-    return code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
 
 
 def _asked_for(code: CodeType, name: str) -> bool:

@@ -104,7 +104,7 @@ class Sizes:
             with torch.no_grad():
                 return _without_data(self._run(node))
         except Exception as error:
-            if "meta" not in str(error) and not isinstance(error, NotImplementedError):
+            if "meta" not in str(error) and not isinstance(error, (NotImplementedError, fx.proxy.TraceError)):
                 self.impossible = self.impossible or error
             return self._note(node)
 

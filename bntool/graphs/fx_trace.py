@@ -25,7 +25,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_catching import catch
-from bntool.graphs.fx_decorated import arguments_behind, is_decorated
+from bntool.graphs.fx_decorated import arguments_behind, further, hands_on
 from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
@@ -104,6 +104,8 @@ class Tracer(fx.Tracer):
         self.read_unseen: set[str] = set()
         """Parameters and buffers whose values the forward uses without the graph showing it."""
         self.told: set[nn.Module] = set()
+        self.further: list[str] = []
+        """The `*args` and `**kwargs` that the forward is traced without."""
         self.given: dict[str, list[Inputs | None]] = {}
         """What convolutions and linears that have no bias and a forward of their own are given, by path."""
         self.outside, self.switched = modes(), False
@@ -198,7 +200,10 @@ class Tracer(fx.Tracer):
         if self.known_parts is not None:
             self.root, self.submodule_paths, self.tensor_attrs = self.known_parts
             is_module = True
-        if is_module and is_decorated(root_fn):
+        if is_module and hands_on(root_fn, self.inputs):
+            self.further = further(root_fn)
+            if self.further and not self.sizes_decide:  # a part: who knows what the code around it gives
+                raise self.refusal("it takes further arguments")
             function, behind = arguments_behind(root_fn, self._placeholder, self.inputs, self.as_given)
             return function, [self.root, *(self._default(place, a) for place, a in enumerate(behind))]
         function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -251,7 +256,8 @@ class Tracer(fx.Tracer):
 
     def refusal(self, why: str) -> Exception:
         """What to raise where tracing cannot go on; the forward must not, either."""
-        self.gave_up = why
+        if not self.measuring:
+            self.gave_up = why
         return fx.proxy.TraceError(why)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

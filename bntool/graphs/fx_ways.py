@@ -47,6 +47,8 @@ class Way:
     more: bool = False
     """Whether a call does what a graph would not: keep values, switch autocast or the recording of gradients,
     run a `__call__` of the class's own, read what hooks have left."""
+    further: list[str] = field(default_factory=list)
+    """The `*args` and `**kwargs` that the forward takes, but not on this way."""
     prefix: str = ""
     """The path of the module that was traced, where it is a part of the model."""
 
@@ -151,9 +153,9 @@ def _ways(
             assert tracer.sizes is not None
             seen, unseen = tracer.watch.seen, tracer.read_unseen
             more = tracer.switched or tracer.keeps or has_own_call(root) or hooks_feed_back(root)
-            ways.append(
-                Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, tracer.given, more)
-            )
+            way = Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, tracer.given, more)
+            way.further = tracer.further
+            ways.append(way)
         sizes_may_help |= tracer.asked_data
         reads.batch |= tracer.reads_batch
         reads.arguments |= tracer.reads_of

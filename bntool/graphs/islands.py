@@ -20,6 +20,8 @@ from bntool.graphs.fx_ways import Failed, Way, ways_through
 from bntool.graphs.reach import islands_of
 from bntool.graphs.recording import Recording, record
 
+#: a note that such arguments must not be given
+WITHOUT = "for calls without {}: those with them"
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
@@ -101,8 +103,9 @@ def trace_part(
             found.clear()
         ways = _ways(graph, part, prefix, inputs, leaf, as_given=True, **options)
         if ways is not None:
-            note = f"calls that give {', '.join(omitted)} cannot be traced: the result is for those without"
-            graph.notes.append(note)
+            graph.notes.append(f"{WITHOUT.format(', '.join(omitted))} cannot be traced")
+    elif ways and ways[0].further and not as_given:
+        graph.notes.append(f"{WITHOUT.format(', '.join(ways[0].further))} are not followed")
     if ways is None:
         return
     for way in ways:

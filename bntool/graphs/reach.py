@@ -33,7 +33,9 @@ def islands_of(module: nn.Module) -> tuple[list[str], list[str]]:
     methods = _reached(trees)
     of_it = [m for m in methods if not _is_static(m)]
     attributes = {name for method in methods for name in _attributes(method)}
-    named = {n.id for method in methods for n in ast.walk(method) if isinstance(n, ast.Name)}
+    called_by_word = {id(call.func) for method in methods for call in _by_word(method)}
+    found = [n for method in methods for n in ast.walk(method) if isinstance(n, ast.Name)]
+    named = {n.id for n in found if id(n) not in called_by_word}
     if (
         not trees
         or (attributes | named) & EVERYTHING
@@ -73,6 +75,7 @@ def _not_only_called(methods: list[ast.FunctionDef]) -> set[str]:
     for method in methods:
         called = {id(n.func) for n in ast.walk(method) if isinstance(n, ast.Call)}
         found |= {n.attr for n in ast.walk(method) if _of(n, _itself(method)) and id(n) not in called}
+        found |= {_word(call) for call in _by_word(method) if id(call) not in called}
     return found
 
 
@@ -96,7 +99,20 @@ def _reached(trees: list[ast.AST]) -> list[ast.FunctionDef]:
 
 
 def _attributes(method: ast.FunctionDef) -> set[str]:
-    return {n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute)}
+    plain = {n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute)}
+    return plain | set(map(_word, _by_word(method)))
+
+
+def _by_word(method: ast.FunctionDef) -> list[ast.Call]:
+    """Its calls of `getattr` with a name that is written there, which are as good as the attribute."""
+    calls = [n for n in ast.walk(method) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    named = [n for n in calls if n.func.id == "getattr" and len(n.args) > 1]  # type: ignore[attr-defined]
+    return [n for n in named if isinstance(n.args[1], ast.Constant) and isinstance(n.args[1].value, str)]
+
+
+def _word(call: ast.Call) -> str:
+    assert isinstance(call.args[1], ast.Constant)
+    return str(call.args[1].value)
 
 
 def _is_static(method: ast.FunctionDef) -> bool:
@@ -117,6 +133,7 @@ def _hands_itself_on(method: ast.FunctionDef) -> bool:
     calls = [n for n in inside if isinstance(n, ast.Call)]
     fine = [n.value for n in inside if isinstance(n, ast.Attribute)] + [c.func for c in calls]
     fine += [a for c in calls if _looks_only(c) for a in c.args]
+    fine += [c.args[0] for c in _by_word(method)]
     known = set(map(id, fine))
     return any(isinstance(n, ast.Name) and n.id == _itself(method) and id(n) not in known for n in inside)
 
