@@ -257,6 +257,26 @@ def test_other_sums_of_a_stack_are_what_they_are(name: str) -> None:
     assert error(model, result.model, X) < TOLERANCE
 
 
+def changed_before(self: Any, x: Tensor) -> Tensor:
+    parts = [conv(x) for conv in self.convs]
+    stacked = torch.stack(parts, 0)
+    for part in parts:
+        part.add_(5.0)
+    return stacked.sum(0)
+
+
+def written_to(self: Any, x: Tensor) -> Tensor:
+    stacked = torch.stack([conv(x) for conv in self.convs], 0)
+    stacked[0] = 5.0
+    return stacked.sum(0)
+
+
+@pytest.mark.parametrize("run", [changed_before, written_to])
+def test_a_stack_is_what_was_put_in_it_and_is_written_to(run: Callable[[Any, Tensor], Tensor]) -> None:
+    model = prepared(Block(lambda self, x: self.norm(run(self, x)), **several()), X)
+    assert error(model, fold(model, (X,)).model, X) < TOLERANCE
+
+
 def test_old_code_wraps_tensors_in_variables() -> None:
     def run(self: Any, x: Tensor) -> Tensor:
         zeros = torch.autograd.Variable(torch.zeros(1, dtype=x.dtype))

@@ -54,7 +54,6 @@ FUNCTIONS: dict[str, Build] = {
     "prelu": ops.prelu,
     "rrelu": ops.rrelu,
     "mean": ops.mean,
-    "sum": ops.total,
     "amax": ops.amax,
     "interpolate": ops.interpolate,
     "pad": ops.pad,

@@ -57,11 +57,6 @@ def _reduced(call: Call, name: str) -> tuple[tuple[int, ...], bool] | None:
     return tuple(d - (rank or 0) if d >= 0 else d for d in dims), bool(call.number(2, "keepdim", False))
 
 
-def total(call: Call) -> Spec | None:
-    parts = summed_parts(call)
-    return Spec("combination", parts, {"factors": (1.0,) * len(parts), "shift": 0.0}) if parts else None
-
-
 def summed_parts(call: Call) -> tuple[fx.Node, ...]:
     """What a sum, or mean, over the dimension along which values were stacked adds up; () if it is none."""
     stack = call.get(0, "input")
@@ -77,9 +72,7 @@ def summed_parts(call: Call) -> tuple[fx.Node, ...]:
 
 
 def mean(call: Call) -> Spec | None:
-    parts, found = summed_parts(call), _reduced(call, "dim")
-    if parts:
-        return Spec("combination", parts, {"factors": (1 / len(parts),) * len(parts), "shift": 0.0})
+    found = _reduced(call, "dim")
     return (
         None
         if found is None

@@ -58,6 +58,8 @@ class Translator:
     plain: set[fx.Node] = field(default_factory=set)
     aliases: dict[int, list[fx.Node]] = field(default_factory=dict)
     """The traced values that `now` says are a node, by its id: in-place ops make one of several."""
+    stacked: dict[fx.Node, list[Node]] = field(default_factory=dict)
+    """What was stacked only to be added up, as it was then."""
     _tensors_read: set[str] | None = None
 
     def __post_init__(self) -> None:
@@ -97,7 +99,9 @@ class Translator:
             return
         if function_name(node) in PIECES and all(is_piece(u) for u in node.users):
             return
-        if function_name(node) == "stack" and all(map(self._adds_up, node.users)):
+        if function_name(node) == "stack" and node.users and all(map(self._adds_up, node.users)):
+            parts = summed_parts(Call(next(iter(node.users)), self.part, self.way.sizes, self.plain))
+            self.stacked[node] = [self._value(part) for part in parts]
             return
         spec = self._spec(node)
         new = self._add(node, spec if spec is not None else self._opaque(node))
@@ -115,6 +119,10 @@ class Translator:
         return adds and bool(summed_parts(Call(node, self.part, self.way.sizes, self.plain)))
 
     def _spec(self, node: fx.Node) -> Spec | None:
+        if node.all_input_nodes and node.all_input_nodes[0] in self.stacked:
+            parts = self.stacked[node.all_input_nodes[0]]
+            factor = 1.0 if function_name(node) == "sum" else 1 / len(parts)
+            return Spec("combination", tuple(parts), {"factors": (factor,) * len(parts), "shift": 0.0})
         call = Call(node, self.part, self.way.sizes, self.plain)
         if node.op == "call_module":
             module = call.module()
@@ -227,7 +235,7 @@ class Translator:
         return self.now[node]
 
     def _add(self, node: fx.Node, spec: Spec) -> Node:
-        inputs = tuple(self._value(i) for i in spec.inputs)
+        inputs = tuple(i if isinstance(i, Node) else self._value(i) for i in spec.inputs)
         params = {name: self._renamed(p) for name, p in spec.params.items()}
         if "no_bias" in spec.attrs and self._would_use_a_bias(node):
             del spec.attrs["no_bias"]
