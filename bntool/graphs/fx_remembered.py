@@ -7,6 +7,7 @@ and batch sizes.)
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ _remembered: dict[Hashable, Any] = {}
 
 
 def remembered(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
-    """What `run` gives, which is what `target` makes of these arguments, or gave for such before."""
+    """What `run` gives, which is what `target` makes of these arguments, or gave for such before.
+
+    Functions that are not torch's or Python's own may go by other things too.
+    """
     name = target if isinstance(target, str) else getattr(target, "__name__", "_")
-    if name.endswith("_"):  # may give its argument other sizes
+    home = "torch" if isinstance(target, (str, BuiltinFunctionType)) else str(target.__module__)
+    if not home.startswith("torch") or name.endswith("_"):  # which may give its argument other sizes
         return run()
     try:
         key = (target, torch.get_default_dtype(), _described(args), _described(kwargs))

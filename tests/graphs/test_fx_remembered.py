@@ -25,11 +25,11 @@ def test_numbers_that_are_equal_but_not_the_same_make_other_types() -> None:
 def test_it_is_worked_out_once_and_given_to_each_anew() -> None:
     calls: list[Tensor] = []
 
-    def flipped(x: Tensor) -> Tensor:
+    def transpose(x: Tensor) -> Tensor:
         calls.append(x)
         return x.T
 
-    first, second = run(flipped, X), run(flipped, X.clone())
+    first, second = (remembered("T", (x,), {}, lambda x=x: transpose(x)) for x in (X, X.clone()))
     first.unsqueeze_(0)
     assert len(calls) == 1
     assert first.shape == (1, 3, 2)
@@ -44,6 +44,15 @@ def test_the_default_type_counts(dtype: torch.dtype) -> None:
         assert run(torch.true_divide, X, 2).dtype == dtype
     finally:
         torch.set_default_dtype(before)
+
+
+def test_functions_of_others_are_run_each_time() -> None:
+    sizes = iter([2, 3])
+
+    def grown(x: Tensor) -> Tensor:
+        return x.expand(next(sizes), *x.shape)
+
+    assert [run(grown, X).shape[0] for _ in range(2)] == [2, 3]
 
 
 def test_what_changes_its_argument_is_run_each_time() -> None:
