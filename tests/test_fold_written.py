@@ -111,6 +111,53 @@ def test_arguments_that_cannot_be_followed_are_said_to_be_left_out() -> None:
     assert note == "for calls without **kwargs: those with them cannot be traced"
 
 
+class FurtherItself(ConvNorm):
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        kwargs.setdefault("scale", 2.0)
+        return self.scaled(x, **kwargs)
+
+    def scaled(self, x: Tensor, scale: float) -> Tensor:
+        return self.norm(self.conv(x)) * scale
+
+
+def test_arguments_that_a_forward_fills_in_are_as_the_inputs_leave_them() -> None:
+    model = prepared(FurtherItself(), X)
+    result = fold(model, (X,))
+    assert not result.report.kept
+    assert result.report.notes == ["for calls without **kwargs: those with them cannot be traced"]
+    assert error(model, result.model, X) < TOLERANCE
+
+
+def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    remembered = functools.lru_cache(maxsize=8)(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return remembered(*args, **kwargs)
+
+    return call
+
+
+class Positions(ConvNorm):
+    """What it adds is remembered for sizes, by a decorator."""
+
+    @staticmethod
+    @remembering
+    def grid(rows: int, columns: int) -> Tensor:
+        return torch.arange(rows * columns, dtype=torch.float64).reshape(rows, columns) / 64
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.grid(x.shape[2], x.shape[3])
+
+
+def test_what_a_decorator_remembers_for_sizes_is_worked_out() -> None:
+    model = prepared(Positions(), X)
+    result = fold(model, (X,))
+    assert not result.report.kept
+    assert error(model, result.model, X) < TOLERANCE
+    assert error(model, result.model, X[..., :5]) < TOLERANCE
+
+
 class Trained(ConvNorm):
     """Computes a loss when it is given labels, by code that reads data, and notes what sort they are."""
 

@@ -17,8 +17,11 @@ VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def hands_on(forward: Callable[..., Any], given: Inputs | None) -> bool:
-    """Whether what it takes goes through a decorator that fx would not see, or on to others as `**kwargs`."""
+def hands_on(forward: Callable[..., Any], given: Inputs | None, as_given: bool) -> bool:
+    """Whether what it takes goes through a decorator that fx would not see, or on to others as `**kwargs`.
+
+    (Called `as_given`, it has none of those.)
+    """
     inner: Any = inspect.unwrap(forward)
     code = inner.__code__
     if inner is not forward:
@@ -26,7 +29,8 @@ def hands_on(forward: Callable[..., Any], given: Inputs | None) -> bool:
     parameters = [*inspect.signature(forward).parameters.values()][1:]
     plain = sum(p.kind in PLAIN for p in parameters)
     fits = given is None or (len(given[0]) <= plain and {p.name for p in parameters}.issuperset(given[1]))
-    return bool(code.co_flags & inspect.CO_VARKEYWORDS) and fits and not any(further(forward, asked_for=True))
+    unasked = as_given or not further(forward, asked_for=True)
+    return bool(code.co_flags & inspect.CO_VARKEYWORDS) and fits and unasked
 
 
 def further(forward: Callable[..., Any], *, asked_for: bool = False) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -79,6 +79,9 @@ def told_apart(
     told_here = [s for s in (vars(torch), vars(_named_member_accessor), *spaces) if "isinstance" not in s]
     typed = [s for s in spaces if "type" not in s]
     remembering = [(s, name, f) for s in named for name, f in s.items() if isinstance(f, REMEMBERING)]
+    cells = [(cell, cell.cell_contents) for cell in _remembering_cells(classes, named)]
+    for cell, function in cells:
+        cell.cell_contents = function.__wrapped__
     for space in told_here:
         space["isinstance"] = answer
     for space in typed:
@@ -94,6 +97,23 @@ def told_apart(
             del space["type"]
         for space, name, function in remembering:
             space[name] = function
+        for cell, function in cells:
+            cell.cell_contents = function
+
+
+def _remembering_cells(classes: Iterable[type], spaces: Iterable[dict[str, Any]]) -> list[CellType]:
+    """Where decorators hold what remembers for the function that they are around."""
+    own = {base for cls in classes for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch"}
+    known = [getattr(f, "__func__", f) for cls in own for f in vars(cls).values()]
+    known += [f for space in spaces for f in space.values()]
+    found = dict[int, CellType]()
+    for around in [f for f in known if type(f) is FunctionType and "__wrapped__" in vars(f)]:
+        function: Any = around
+        while isinstance(function, FunctionType):
+            cells = [cell for cell in function.__closure__ or () if cell != CellType()]
+            found |= {id(cell): cell for cell in cells if isinstance(cell.cell_contents, REMEMBERING)}
+            function = getattr(function, "__wrapped__", None)
+    return list(found.values())
 
 
 def _kind(value: Any) -> type:

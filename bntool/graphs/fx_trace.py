@@ -200,7 +200,7 @@ class Tracer(fx.Tracer):
         if self.known_parts is not None:
             self.root, self.submodule_paths, self.tensor_attrs = self.known_parts
             is_module = True
-        if is_module and hands_on(root_fn, self.inputs):
+        if is_module and hands_on(root_fn, self.inputs, self.as_given):
             self.further = further(root_fn)
             if self.further and not self.sizes_decide:  # a part: who knows what the code around it gives
                 raise self.refusal("it takes further arguments")
