@@ -4,10 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 PEERS := .venv/.peers
 BEYOND := .venv/.beyond
+LIBRARIES := .venv/libraries
 ARGS ?=
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check zoo insert-zoo fuzz fuzz-exports peers merging cost bench bench-selfcheck study-known clean setup
+.PHONY: demo test check zoo insert-zoo fuzz fuzz-exports peers merging libraries cost bench bench-selfcheck study-known clean setup
 
 setup: $(STAMP)
 
@@ -25,6 +26,12 @@ $(STAMP): pyproject.toml constraints.txt
 $(PEERS): $(STAMP)
 	@$(PIP) onnxslim
 	@touch $@
+
+# libraries of networks, and what they import, beside the packages that everything else is tested with
+$(LIBRARIES): $(STAMP)
+	@$(PIP) --no-deps --target $@ transformers tokenizers regex requests charset-normalizer urllib3 \
+		ultralytics opencv-python-headless polars matplotlib contourpy cycler kiwisolver fonttools pyparsing \
+		python-dateutil six segmentation-models-pytorch pytorchcv
 
 # what takes a study beyond one machine
 $(BEYOND): $(STAMP)
@@ -51,6 +58,9 @@ merging: $(STAMP)
 
 peers: $(STAMP) $(PEERS)
 	@$(BIN)/python -m tests.zoo.peers $(ARGS)
+
+libraries: $(LIBRARIES)
+	@PYTHONPATH=$(LIBRARIES) $(BIN)/python -m tests.zoo.libraries $(ARGS)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(or $(N),3000) $(or $(SEED),0)
