@@ -90,9 +90,8 @@ def test_a_decorated_forward_is_given_what_it_takes(kind: type[nn.Module]) -> No
     model = prepared(kind(), X)
     result = fold(model, (X,))
     assert not result.report.kept
-    without = {HandsOn: "**kwargs", Predicts: "*args, **kwargs"}.get(kind)
-    note = f"for calls without {without}: those with them are not followed"
-    assert result.report.notes == ([note] if without else [])
+    without = "*args, **kwargs" if kind is Predicts else "**kwargs"
+    assert result.report.notes == [f"for calls without {without}: those with them are not followed"]
     assert error(model, result.model, X[:2]) < TOLERANCE
 
 
@@ -344,3 +343,147 @@ def test_sizes_are_known_of_what_another_machine_would_make() -> None:
     result = fold(model, (X,))
     assert not result.report.kept
     assert len(outputs(result.model, X)) == 1
+
+
+CACHE: dict[int, Tensor] = {}
+
+
+def test_traced_values_do_not_stay_in_the_users_caches() -> None:
+    def run(self: Any, x: Tensor) -> Tensor:
+        size = int(x.shape[-1])
+        if size not in CACHE:
+            CACHE[size] = torch.arange(size, dtype=x.dtype, device=x.device)
+        return self.norm(self.conv(x)) + CACHE[size]
+
+    model = prepared(Block(run, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)), X)
+    CACHE.clear()
+    result = fold(model, (X,), verify=False)
+    assert {type(kept) for kept in CACHE.values()} <= {Tensor}
+    assert type(model(X)) is Tensor
+    assert error(model, result.model, X) < TOLERANCE
+
+
+class Caught(ConvNorm):
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.conv(x)
+        try:
+            h = h + y
+        except TypeError:
+            h = h.sigmoid()
+        return self.norm(h)
+
+
+class Refused(ConvNorm):
+    def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+        h = self.conv(x)
+        if flag:
+            return self.norm(h)
+        try:
+            x = F.interpolate(x, size=(1, 2, 3))
+        except ValueError:
+            h = h.sigmoid()
+        return self.norm(h)
+
+
+class Seen(ConvNorm):
+    """From its second call on another question decides."""
+
+    seen = False
+
+    def ask(self, x: Tensor) -> bool:
+        return bool(x.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        if self.seen and self.ask(x):
+            pass
+        elif self.seen:
+            h = h.sigmoid()
+        self.seen = True
+        return self.norm(h)
+
+
+class SeenBatch(Seen):
+    def ask(self, x: Tensor) -> bool:
+        return x.shape[0] > 2
+
+
+class Counted(ConvNorm):
+    @torch.no_grad()
+    def forward(self, x: Tensor, *, count: int = 0) -> Tensor:
+        h = self.conv(x)
+        for _ in range(count):
+            h = h.sigmoid()
+        return self.norm(h)
+
+
+class OldClass(ConvNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.norm(h.sigmoid() if isinstance(x, torch.autograd.Variable) else h)
+
+
+STAYING: dict[type[ConvNorm], list[dict[str, Any]]] = {
+    Caught: [{}, {"y": X}],
+    Refused: [{}, {"flag": True}],
+    Seen: [{}, {}],
+    SeenBatch: [{}, {}],
+    Counted: [{}, {"count": 1}],
+    OldClass: [{}],
+}
+
+
+@pytest.mark.parametrize("kind", STAYING)
+def test_what_a_forward_really_does_next_decides(kind: type[ConvNorm]) -> None:
+    model = prepared(kind(), X)
+    if isinstance(model, Seen):
+        model.seen = False
+    result = fold(model, (X,), verify=False)
+    assert names(result.report.kept) == ["norm"]
+    for named in STAYING[kind]:
+        assert torch.allclose(model(X, **named), result.model(X, **named), rtol=0, atol=1e-10)
+
+
+class Relu(nn.Linear):
+    """What it does with a bias is not all that a bias changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.bias is None else y.relu()
+
+
+def test_a_layer_that_does_something_else_with_a_bias_is_given_none() -> None:
+    model = nn.Sequential(Relu(4, 4, bias=False), nn.BatchNorm1d(4))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    result = fold(prepared(model, x), (x,), verify=False)
+    assert names(result.report.kept) == ["1"]
+
+
+def moded(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(self: Any, *args: Any, mode: str = "n", **kwargs: Any) -> Any:
+        self.mode = mode
+        return forward(self, *args, **kwargs)
+
+    return call
+
+
+class Moded(ConvNorm):
+    mode = "n"
+
+    @moded
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if self.mode == "raw" else self.norm(self.conv(x))
+
+
+def test_arguments_that_only_a_decorator_names_are_noted() -> None:
+    result = fold(prepared(Moded(), X), (X,))
+    assert result.report.notes == ["for calls without mode: those with them are not followed"]
+
+
+def test_a_stack_of_pieces_is_no_stack_of_parts() -> None:
+    run: Callable[[Any, Tensor], Tensor] = lambda self, x: self.norm(  # noqa: E731
+        torch.stack(self.conv(x).chunk(2, 1)).sum(0)
+    )
+    model = prepared(Block(run, conv=nn.Conv2d(4, 8, 1), norm=nn.BatchNorm2d(4)), X)
+    assert error(model, fold(model, (X,), verify=False).model, X) < TOLERANCE

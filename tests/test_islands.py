@@ -142,3 +142,26 @@ def test_getattr_with_a_name_that_is_written_there_is_an_attribute() -> None:
     model.calls = other.calls = None
     assert not fold(model, (X,)).report.kept
     assert len(fold(other, (X,)).report.kept) == 3
+
+
+class Loose(nn.Module):
+    """Untraceable code that takes lists of layers apart."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + float(x.detach().numpy().sum()) * 0
+        for block in self.blocks:
+            x = block(x) if self.whole else block[1](block[0](x).sigmoid())
+        return x
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_lists_of_layers_that_are_taken_apart_are_left_alone(whole: bool) -> None:
+    model = prepared(Loose(whole), X)
+    result = fold(model, (X,), verify=False)
+    assert len(result.report.folded) == (2 if whole else 0)
+    assert error(model, result.model, X) < 1e-11

@@ -88,5 +88,7 @@ def _parts(node: fx.Node, sizes: Sizes) -> Any:
         return None
     if function_name(node) in CONCATS:
         dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        if not isinstance(dim, int):
+            return None
         return [v.shape[dim] for v in given if isinstance(v, torch.Tensor) and v.ndim == made.ndim]
     return [Fraction(p.numel(), max(1, given[0].numel())) for p in pieces]

@@ -23,16 +23,17 @@ def would_use_a_bias(module: nn.Module, call: fx.Node, given: Sequence[Inputs | 
     biased = copy.copy(module)
     biased._parameters = dict(module._parameters)
     biased._parameters["bias"] = nn.Parameter(torch.zeros(module.weight.shape[0], device="meta"))
-    return all(_uses_it(biased, call, inputs) for inputs in given)
+    return all(_uses_it(module, biased, call, inputs) for inputs in given)
 
 
-def _uses_it(biased: nn.Module, call: fx.Node, inputs: Inputs | None) -> bool:
-    tracer = Tracer(lambda m, path: False, [], inputs)
+def _uses_it(module: nn.Module, biased: nn.Module, call: fx.Node, inputs: Inputs | None) -> bool:
+    tracer, before = (Tracer(lambda m, path: False, [], inputs) for _ in range(2))
     try:
-        graph = tracer.run(biased)
+        graph, plain = tracer.run(biased), before.run(module)
     except Exception:
         return False
     again = [n for n in graph.nodes if n.target == call.target]
     biases = [n.args[2] if len(n.args) > 2 else n.kwargs.get("bias") for n in again]
-    one_way = len(again) == 1 and not tracer.forks.decisions
-    return one_way and isinstance(biases[0], fx.Node) and biases[0].target == "bias"
+    otherwise = [(n.op, n.target) for n in graph.nodes if n not in biases]
+    alike = otherwise == [(n.op, n.target) for n in plain.nodes] and not tracer.forks.decisions
+    return alike and len(again) == 1 and isinstance(biases[0], fx.Node) and biases[0].target == "bias"

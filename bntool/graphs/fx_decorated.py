@@ -6,7 +6,7 @@ import dis
 import inspect
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import fx
@@ -25,7 +25,8 @@ def hands_on(forward: Callable[..., Any], given: Inputs | None, as_given: bool) 
     inner: Any = inspect.unwrap(forward)
     code = inner.__code__
     if inner is not forward:
-        return bool(code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS))
+        takes_more = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+        return bool(code.co_kwonlyargcount or takes_more or _of_decorators(forward))
     parameters = [*inspect.signature(forward).parameters.values()][1:]
     plain = sum(p.kind in PLAIN for p in parameters)
     fits = given is None or (len(given[0]) <= plain and {p.name for p in parameters}.issuperset(given[1]))
@@ -37,7 +38,23 @@ def further(forward: Callable[..., Any], *, asked_for: bool = False) -> list[str
     """Its `*args` and `**kwargs`; those only with which it does more than hand them on, if `asked_for`."""
     inner: Any = inspect.unwrap(forward)
     found = [p for p in inspect.signature(inner).parameters.values() if p.kind in VARIABLE]
-    return [str(p).partition(":")[0] for p in found if not asked_for or _asked_for(inner.__code__, p.name)]
+    own = [str(p).partition(":")[0] for p in found if not asked_for or _asked_for(inner.__code__, p.name)]
+    return own if asked_for else list(dict.fromkeys([*_of_decorators(forward), *own]))
+
+
+def _of_decorators(forward: Any) -> list[str]:
+    """What decorators take themselves: what only they name, `*args` and `**kwargs` that they look into."""
+    inner = inspect.unwrap(forward)
+    known = inner.__code__.co_varnames[: inner.__code__.co_argcount + inner.__code__.co_kwonlyargcount]
+    found: list[str] = []
+    while hasattr(forward, "__wrapped__"):
+        if isinstance(forward, FunctionType):
+            parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
+            variable = [p for p in parameters if p.kind in VARIABLE and _asked_for(forward.__code__, p.name)]
+            named = [p for p in list(parameters)[1:] if p.kind not in VARIABLE and p.name not in known]
+            found += [str(p).partition(":")[0].partition("=")[0] for p in (*named, *variable)]
+        forward = forward.__wrapped__
+    return found
 
 
 def arguments_behind(
@@ -73,7 +90,7 @@ def _asked_for(code: CodeType, name: str) -> bool:
     """Whether code does anything with its `*args` or `**kwargs` but hand them on."""
     reads = list(_reads(code, name))
     return name in code.co_cellvars or not all(
-        then in ("DICT_MERGE", "LIST_EXTEND", "CALL_FUNCTION_EX") for then in reads
+        then in ("DICT_MERGE", "LIST_EXTEND", "CALL_FUNCTION_EX", "BUILD_MAP") for then in reads
     )
 
 

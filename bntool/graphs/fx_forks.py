@@ -24,6 +24,8 @@ class Forks:
     decisions: list[bool]
     taken: int = 0
     answers: dict[Any, bool] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    """What is asked, in words that are the same in another trace."""
 
     def at(self, node: fx.Node, question: Any = None) -> bool:
         """Which way to go, the same whenever the same is asked. Raises: EndlessWays."""
@@ -34,6 +36,8 @@ class Forks:
             if self.taken == len(self.decisions):
                 self.decisions.append(True)
             self.answers[question] = self.decisions[self.taken]
+            literals = [a for a in node.args if not isinstance(a, fx.Node)]
+            self.asked.append(f"{node.op} {node.target} {literals}")
             self.taken += 1
         return self.answers[question]
 

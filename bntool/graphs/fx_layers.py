@@ -204,6 +204,8 @@ def norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:
             return None
         training = call.number(training_at, flag, kind == "instance_norm")
         eps = call.number(eps_at, "eps", 1e-5)
+        if eps is UNKNOWN or training is UNKNOWN:
+            return None
         return Spec(kind, (x,), {"eps": eps, "training": bool(training), "rank": rank_of(call, x)}, params)
 
     return build

@@ -65,7 +65,8 @@ def summed_parts(call: Call) -> tuple[fx.Node, ...]:
     stacked = Call(stack, call.root, call.sizes, call.plain)
     parts, dim, found = stacked.get(0, "tensors"), stacked.number(1, "dim", 0), _reduced(call, "dim")
     rank, kept = call.rank(stack), call.node.kwargs.keys() - {"input", "dim", "axis"}
-    if not isinstance(dim, int) or found is None or rank is None or kept or found[1]:
+    listed = isinstance(parts, (tuple, list))
+    if not listed or not isinstance(dim, int) or found is None or rank is None or kept or found[1]:
         return ()
     along = found[0] == (dim - rank if dim >= 0 else dim,)
     return tuple(parts) if along and all(isinstance(part, fx.Node) for part in parts) else ()

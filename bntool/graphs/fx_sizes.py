@@ -5,7 +5,7 @@ Runs the ops on `meta` tensors, which have sizes and types but no data (ten time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -216,17 +216,20 @@ def rebatched(inputs: Inputs | None, *more: int) -> list[Inputs]:
     ]
 
 
-def revalued(inputs: Inputs | None, arguments: Iterable[tuple[int, str]]) -> list[Inputs]:
-    """The inputs with another number, or length of a list, in one of `arguments` (place and name) each."""
+def revalued(inputs: Inputs | None, arguments: Mapping[tuple[int, str], Any]) -> list[Inputs]:
+    """The inputs with another number, or length of a list, in one of `arguments` (place and name -> default)
+    each.
+    """
     args, kwargs = inputs if inputs is not None else ((), {})
     found: list[Inputs] = []
-    for place, name in arguments:
+    for (place, name), default in arguments.items():
         if name.startswith("*"):
             found += [(other, kwargs) for other in _others(tuple(args)) if len(other) >= place]
-        elif name in kwargs:
-            found += [(args, {**kwargs, name: other}) for other in _others(kwargs[name])]
-        elif place < len(args):
+        elif place < len(args) and name not in kwargs:
             found += [((*args[:place], other, *args[place + 1 :]), kwargs) for other in _others(args[place])]
+        elif name in kwargs or args or kwargs:
+            given = kwargs.get(name, default)
+            found += [(args, {**kwargs, name: other}) for other in _others(given)]
     return found
 
 

@@ -17,6 +17,8 @@ from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.fx_upstream import is_plain
 from bntool.graphs.fx_values import Attribute, Value
 
+#: (old code asks for a `Variable`, which every tensor is an instance of, though its class is no subclass)
+A_TENSOR = torch.empty(0)
 #: functions that remember what they gave for the same arguments
 REMEMBERING = functools._lru_cache_wrapper
 
@@ -25,7 +27,10 @@ def _isinstance(value: Any, kinds: Any) -> bool:
     """(What is not known may well be a tensor: libraries ask that of sizes, to reckon with both.)"""
     if type(value) in (Value, Attribute):
         unknown = value.tracer.known(value.node) is UNKNOWN
-        return (unknown and issubclass(torch.Tensor, kinds)) or issubclass(_kind(value), kinds)
+        if unknown and isinstance(A_TENSOR, kinds):
+            return True
+        kind = _kind(value)
+        return isinstance(A_TENSOR, kinds) if kind is torch.Tensor else issubclass(kind, kinds)
     return isinstance(value, kinds)
 
 

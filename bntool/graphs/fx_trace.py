@@ -115,8 +115,8 @@ class Tracer(fx.Tracer):
         self.values: list[weakref.ref[fx.Proxy]] = []
         self.reads_batch = False
         """Whether the forward goes on with a number, or a length, that would be another for other batches."""
-        self.reads_of: dict[tuple[int, str], None] = {}
-        """The arguments, by place and name, with whose own numbers or lengths the forward goes on."""
+        self.reads_of: dict[tuple[int, str], Any] = {}
+        """The arguments (place, name -> default) with whose own numbers or lengths the forward goes on."""
         self.keeps = False
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
@@ -248,11 +248,17 @@ class Tracer(fx.Tracer):
         return self._or_none(value) if target == "get" or self.known(value.node) is None else value
 
     def _raise_as_it_would(self, node: fx.Node) -> None:
-        """Raises what a call raises that cannot be given what it is: the forward goes no further."""
+        """Raises, once, what a call raises that cannot be given what it is: the forward goes no further."""
         assert self.sizes is not None
+        before = self.sizes.impossible
         self.known(node)
-        if self.sizes.impossible is not None:
+        if before is None and self.sizes.impossible is not None:
             raise self.sizes.impossible
+
+    def swallowed(self, error: Exception) -> bool:
+        """Whether the forward has caught another error on its way to this one."""
+        raised = self.sizes.impossible if self.catches and self.sizes is not None else None
+        return raised is not None and error is not raised
 
     def refusal(self, why: str) -> Exception:
         """What to raise where tracing cannot go on; the forward must not, either."""
@@ -373,7 +379,7 @@ class Tracer(fx.Tracer):
         if self.asks_circumstances(node):
             raise self.refusal("it goes on with where a tensor is")
         found = what(self.known(node))
-        self.reads_of |= dict.fromkeys(self._arguments_in(node))
+        self.reads_of |= self._arguments_in(node)
         others = [o for o in self._for_other_batches(node) if o is not UNKNOWN]
         self.reads_batch |= any(what(o) != found for o in others)
         return found
@@ -422,12 +428,12 @@ class Tracer(fx.Tracer):
     def _is_sized(self, node: fx.Node) -> bool:
         return isinstance(self.known(node), torch.Tensor)
 
-    def _arguments_in(self, node: fx.Node) -> list[tuple[int, str]]:
-        """The arguments from whose own values, and not from the sizes of tensors, a value derives."""
+    def _arguments_in(self, node: fx.Node) -> dict[tuple[int, str], Any]:
+        """The arguments, and their defaults, from whose own values, not from tensors' sizes, one derives."""
         found = list(upstream(node, lambda value: not self._is_sized(value)))
         given = [n for n in found if n.op == "placeholder"]
         places = [n for n in self.graph.nodes if n.op == "placeholder"] if given else []
-        return [(places.index(n), str(n.target)) for n in given]
+        return {(places.index(n), str(n.target)): n.args[0] if n.args else None for n in given}
 
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
         """Whether it is the same for batches of one, of one more, of many."""

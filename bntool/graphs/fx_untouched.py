@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import operator
+import weakref
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -26,6 +28,18 @@ def untouched(root: nn.Module) -> Iterator[Traces]:
         yield traces
     finally:
         traces.take_back()
+
+
+def take_out_of_caches(values: list[weakref.ref[fx.Proxy]]) -> None:
+    """Traced values that are still there are taken out of dictionaries in which the user's code keeps them by
+    sizes, devices and the like: it would find them there when the model itself is run.
+    """
+    left = [value for made in values if (value := made()) is not None]
+    kept = {id(value) for value in left}
+    for holder in gc.get_referrers(*left) if left else []:
+        if type(holder) is dict:
+            for key in [k for k, v in holder.items() if id(v) in kept and not isinstance(k, str)]:
+                del holder[key]
 
 
 class Traces:

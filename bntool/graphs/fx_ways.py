@@ -17,7 +17,7 @@ from bntool.graphs.fx_hooks import has_own_call, hooks_feed_back
 from bntool.graphs.fx_out_of_reach import out_of_reach
 from bntool.graphs.fx_sizes import Inputs, Sizes, rebatched, revalued
 from bntool.graphs.fx_trace import Tracer
-from bntool.graphs.fx_untouched import Traces, untouched
+from bntool.graphs.fx_untouched import Traces, take_out_of_caches, untouched
 from bntool.graphs.walk import modules_in
 
 #: control flow is followed through so many ways in any case, and through MOST_WAYS if they are short
@@ -71,7 +71,8 @@ class Reading:
     """
 
     batch: bool = False
-    arguments: dict[tuple[int, str], None] = field(default_factory=dict)
+    arguments: dict[tuple[int, str], Any] = field(default_factory=dict)
+    """With their defaults."""
 
 
 def ways_through(
@@ -143,6 +144,7 @@ def _ways(
         except Exception as error:
             refused = isinstance(error, refusals) or (
                 (decisions or refusals)
+                and not tracer.swallowed(error)
                 and (cannot_happen(error, tracer.asked_in) or is_given_none(error, tracer))
             )
             if not refused:
@@ -156,6 +158,8 @@ def _ways(
             way = Way(graph, tracer.sizes, seen, traces.rebound, unseen, tracer.told, tracer.given, more)
             way.further = tracer.further
             ways.append(way)
+        finally:
+            take_out_of_caches(tracer.values)
         sizes_may_help |= tracer.asked_data
         reads.batch |= tracer.reads_batch
         reads.arguments |= tracer.reads_of
@@ -181,7 +185,10 @@ def goes_alike(second: Tracer, first: Tracer, root: nn.Module) -> bool:
         second.run(root)
     except Exception:
         return False
-    return second.is_like(first)
+    asked, before = second.forks.asked, iter(first.forks.asked)
+    same = all(question in before for question in asked)  # in that order
+    fewer = second.reads_batch <= first.reads_batch and second.reads_of.keys() <= first.reads_of.keys()
+    return same and fewer and second.is_like(first)
 
 
 def again(tracer: Tracer) -> Tracer:

@@ -17,7 +17,7 @@ from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.fx_ways import Failed, Way, ways_through
-from bntool.graphs.reach import islands_of
+from bntool.graphs.reach import ITEMS, islands_of
 from bntool.graphs.recording import Recording, record
 
 #: a note that such arguments must not be given
@@ -46,12 +46,18 @@ def module_graph(
     model = root.get_submodule(inside)
     trace_part(graph, model, inside, inputs, leaves, hooked_whole, whole=True, as_given=as_given)
     done: set[str] = set()
+
+    def inner(name: str, path: str) -> nn.Module:
+        return root.get_submodule(joined(name, path))
+
     recording = record(root, inputs) if graph.dark else Recording()
     while graph.dark - done:
         name = min(graph.dark - done)
         done.add(name)
         own, alone = islands_of(root.get_submodule(name))
-        for path in own:
+        items = [path for path in own if "." in path and isinstance(inner(name, path), ITEMS)]
+        alone += [path for path in items if recording.reaches_into(inner(name, path))]
+        for path in [path for path in own if path not in alone]:
             part = joined(name, path)
             trace_part(graph, root.get_submodule(part), part, recording.of(root.get_submodule(part)), leaves)
         for path in alone:

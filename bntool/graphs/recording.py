@@ -40,6 +40,14 @@ class Recording:
         first, *others = (_signature(call) for call in calls)
         return calls[0] if all(other == first for other in others) else SEVERAL
 
+    def reaches_into(self, part: nn.Module) -> bool:
+        """Whether what is inside a list of layers is called other than by calling it; unless a run shows that
+        it is not, it may be.
+        """
+        calls = self.calls.get(id(part), [])
+        inside = [self.calls.get(id(child), []) for child in part.children()]
+        return self.failure is not None or any(len(c) != len(calls) for c in inside)
+
 
 def record(root: nn.Module, inputs: Inputs | None) -> Recording:
     """One run of `root` in eval mode, which leaves it as it was."""
