@@ -78,6 +78,7 @@ class _Finder:
         self.graph, self.ops = graph, Linear(graph, keep, last)
         self.bases: dict[int, frozenset[int]] = {}
         self.calls: dict[object, int] = {}
+        self.place = {id(node): place for place, node in enumerate(graph.nodes)}
         for node in graph.nodes:
             if node.owner is not None:
                 self.calls[node.owner] = self.calls.get(node.owner, 0) + 1
@@ -109,7 +110,9 @@ class _Finder:
         (The new op reads it where the last of the old ones stood: an in-place op may come before that.)
         """
         dtype, base = self.graph.dtype(at), form.base
-        if any(reader.overwrites for value in storage(base) for reader, _ in value.users):
+        users = [user for value in storage(base) for user in value.users]
+        writers = [self.place[id(reader)] for reader, port in users if reader.overwrites and port == 0]
+        if any(self.place[id(base)] < writer < self.place[id(at)] for writer in writers):
             return False
         known = base.kind != "parameter" and not base.changed_by and self.graph.dtype(base) == dtype
         arrays = (form.kernel.weight, form.kernel.bias)
