@@ -51,3 +51,5 @@ def _both(*parts: list[Goal] | Blocked) -> list[Goal] | Blocked:
 
 #: in the order in which they are tried
 ATTEMPTS = (up, down, scale_up, scale_down)
+#: those in which all of a norm's map goes one way
+WHOLE = (up, down)

@@ -31,7 +31,7 @@ class Combination:
 
 
 def combination(root: Node) -> Combination | None:
-    """The value of `root` as a combination; None where it reads nothing twice: op by op says as much then."""
+    """The value of `root` as a combination; None where nothing is read twice: op by op says as much then."""
     if root.kind not in SUMS:
         return None
     inside, shift = _inside(root), 0.0
@@ -43,7 +43,8 @@ def combination(root: Node) -> Combination | None:
         for port, value in enumerate(node.inputs):
             factors[value] += factor * _factor(node, port)
             reads[value].append((node, port))
-    if all(len(reads[value]) == 1 for value in factors):
+    again = any(len(node.users) > 1 for node in inside if node is not root)
+    if not again and all(len(reads[value]) == 1 for value in factors):
         return None
     attrs = {"factors": tuple(factors.values()), "shift": shift}
     node = replace(root, kind="combination", inputs=tuple(factors), attrs=attrs)

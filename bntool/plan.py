@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.norms import norm_map
-from bntool.attempts import ATTEMPTS
+from bntool.attempts import ATTEMPTS, WHOLE
 from bntool.changes import Change, Constants, same
 from bntool.globs import matches
 from bntool.goals import Absorb, Found, Goal
@@ -147,7 +147,8 @@ class _Planner:
         refusals = []
         for attempt in ATTEMPTS:
             goals = attempt(pairs)
-            found = goals if isinstance(goals, Blocked) else self._search(norm, goals)
+            whole = attempt in WHOLE
+            found = goals if isinstance(goals, Blocked) else self._search(norm, goals, whole=whole)
             if not isinstance(found, Blocked):
                 overwritten = self.memory.nothing_overwrites(norm.calls)
                 return Step(norm, tuple(found.absorbed)) if overwritten is None else overwritten
@@ -177,9 +178,9 @@ class _Planner:
         found = self.norms[call.owner].map if call.owner in self.norms else None
         return isinstance(found, ChannelAffine) and given is not None and given[1:2] != found.shape
 
-    def _search(self, norm: Norm, goals: list[Goal]) -> Found | Blocked:
+    def _search(self, norm: Norm, goals: list[Goal], *, whole: bool) -> Found | Blocked:
         gone = self.plan.folded_owners
-        search = Search(self.constants, self.showing, gone, norm.owner, self.barred, self._fixed)
+        search = Search(self.constants, self.showing, gone, norm.owner, self.barred, self._fixed, whole)
         try:
             found = search.run(goals)
         except ValueError:  # maps that cannot be put together

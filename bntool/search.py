@@ -24,6 +24,7 @@ from bntool.showing import Showing
 
 #: how many goals one search may look at before it gives up
 BUDGET = 4000
+AGAIN = Blocked("its scale and its shift would have to pass another call of it")
 TOO_FAR = Blocked("its map would have to travel too far")
 
 
@@ -79,6 +80,10 @@ class Search:
     own: Hashable
     barred: Mapping[Hashable, str]
     fixed: Callable[[Node], ChannelAffine | Blocked]
+    whole: bool = True
+    """Whether all of the norm's map goes one way. Otherwise none of it may go past another call of the norm,
+    whose scale and shift it would have to take in between, when those are elsewhere already.
+    """
     budget: int = BUDGET
 
     @property
@@ -156,9 +161,12 @@ class Search:
     def _gone(self, node: Node) -> bool:
         return node.owner is not None and (node.owner == self.own or node.owner in self.folded)
 
+    def _is_apart(self, node: Node) -> bool:
+        return node.owner == self.own and not self.whole
+
     def _above(self, node: Node, m: ChannelAffine) -> list[list[Goal]] | Blocked:
         if self._gone(node):
-            return [[Make(node.inputs[0], m, node)]]
+            return AGAIN if self._is_apart(node) else [[Make(node.inputs[0], m, node)]]
         if node.kind in PASSING:
             ways, whole = self._goals(node, PASSING[node.kind].up(self._site(node), m)), combination(node)
             return ways if whole is None else _either(ways, self._above_whole(whole, m))
@@ -179,7 +187,7 @@ class Search:
         if not self.showing.shows(node, goal.port, goal.map):
             return [[]]
         if self._gone(node):
-            return self._below(node, goal.map)
+            return AGAIN if self._is_apart(node) else self._below(node, goal.map)
         if node.kind in PASSING:
             ways = self._goals(node, PASSING[node.kind].down(self._site(node), goal.port, goal.map))
             whole = next(combinations_below(node, goal.port), None) if node.kind in LINES else None

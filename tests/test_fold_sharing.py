@@ -452,3 +452,35 @@ def test_a_norm_that_a_plain_list_holds_goes_in_place(how: str) -> None:
     original = copy.deepcopy(model)
     assert names(fold_(model, X).report.folded) == ["norm"]
     assert error(original, model, X) < 1e-12
+
+
+class CalledAgain(nn.Module):
+    """A norm whose own output is among what it is given next: its scale is in the way of its own shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.gain = nn.Linear(4, 6), nn.Parameter(torch.rand(6) + 0.5)
+        self.norm, self.other = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.other(self.norm(y - self.norm(y * self.gain)))
+
+
+def test_scale_and_shift_apart_do_not_pass_another_call_of_the_norm() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    model = prepared(CalledAgain(), x)
+    result = fold(model, (x,), verify=False)
+    assert error(model, result.model, x) < 1e-11
+
+
+def test_a_share_of_a_batch_that_is_cut_again_is_other_things_for_other_batches() -> None:
+    class Cut(ConvNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return self.conv(torch.cat([y, x, y]).chunk(2)[1].narrow(0, 2, 1))
+
+    model = prepared(Cut(), torch.cat([X, X[:1]]))
+    result = fold(model, (torch.cat([X, X[:1]]),), verify=False)
+    for batch in (3, 4, 6, 9):
+        assert error(model, result.model, torch.randn(batch, 4, 6, 6, dtype=torch.float64)) < 1e-11

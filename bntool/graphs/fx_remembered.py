@@ -7,7 +7,7 @@ and batch sizes.)
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ def remembered(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: 
 
     Functions that are not torch's or Python's own may go by other things too.
     """
-    name = target if isinstance(target, str) else getattr(target, "__name__", "_")
-    home = "torch" if isinstance(target, (str, BuiltinFunctionType)) else str(target.__module__)
-    if home.partition(".")[0] != "torch" or name.endswith("_"):  # which may give its argument other sizes
+    name = target if isinstance(target, str) else str(getattr(target, "__name__", "_"))
+    own = isinstance(target, (str, BuiltinFunctionType, MethodDescriptorType))
+    home = "torch" if own else str(getattr(target, "__module__", ""))
+    if home.partition(".")[0] != "torch" or name.partition(".")[0].endswith("_"):  # may resize its argument
         return run()
     try:
         key = (target, torch.get_default_dtype(), _described(args), _described(kwargs))

@@ -60,3 +60,8 @@ def test_what_changes_its_argument_is_run_each_time() -> None:
     for x in (first, second):
         remembered("squeeze_", (x.unsqueeze_(0),), {}, lambda x=x: x.squeeze_(0))
         assert x.shape == (2, 3)
+
+
+@pytest.mark.parametrize("target", [torch.Tensor.add, torch.Tensor.add_, torch.ops.aten.add_.Tensor])
+def test_methods_and_operators_by_any_name_are_run(target: Any) -> None:
+    assert run(target, X.clone(), X).shape == (2, 3)
