@@ -59,7 +59,7 @@ class Constants:
         if node.kind == "parameter":
             param = node.params["value"]
             return param.writable and never_written(self.graph, param)
-        known = node.kind in ARITHMETIC or node.kind in ("layout", "identity", "scalar")
+        known = node.kind in ARITHMETIC or node.kind in ("layout", "identity", "scalar", "mean")
         return known and all(self._fixed(i) for i in node.inputs)
 
     def _computed(self, node: Node) -> Array | None:
@@ -73,6 +73,8 @@ class Constants:
             return np.asarray(ARITHMETIC[node.kind](*known), dtype=np.float64)
         if node.kind == "scalar":
             return np.asarray(node.attrs["a"] * known[0] + node.attrs["b"])
+        if node.kind == "mean":
+            return np.asarray(known[0].mean(axis=node.attrs["dims"], keepdims=node.attrs["keepdim"]))
         return known[0] if node.kind == "identity" else _moved(known[0], self.graph.index(node))
 
     def _parameter(self, node: Node) -> Array:

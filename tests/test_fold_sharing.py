@@ -484,3 +484,18 @@ def test_a_share_of_a_batch_that_is_cut_again_is_other_things_for_other_batches(
     result = fold(model, (torch.cat([X, X[:1]]),), verify=False)
     for batch in (3, 4, 6, 9):
         assert error(model, result.model, torch.randn(batch, 4, 6, 6, dtype=torch.float64)) < 1e-11
+
+
+def test_the_mean_of_a_weight_is_a_number_as_long_as_that_stays() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv, self.after = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.read = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x) + self.read.weight.mean() + self.read.weight.mean(dim=(1, 2, 3))[:, None, None]
+            return self.read(self.conv(y).relu()) + self.after(self.read(x))
+
+    _, report = folded(Mean(), X)
+    assert names(report.kept) == ["after"]
