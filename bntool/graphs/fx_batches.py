@@ -38,9 +38,8 @@ def batches_apart(
 
     near = [(batch, Sizes(root, batch)) for batch in rebatched(inputs)[:-1]]
     cuts = {n for graph, here in ways for _, other in near[-1:] for n in _cuts(graph, here, other)}
-    most = min(
-        MOST, 4 * max(cuts, default=0) + 8
-    )  # shares that are cut again: of batches in between, other ones
+    # (a share of a batch that is cut again may be another one for any batch in between)
+    most = min(MOST, 4 * max(cuts, default=0) + 8)
     enough = [*range(2, most), *(n + 1 for n in sorted(cuts) if most <= n < MOST)] if cuts else []
     far = [(batch, Sizes(root, batch)) for batch in rebatched(inputs, *enough)[len(near) : -1]]
     found = [batch for batch, other in near if near_too or apart(other)]

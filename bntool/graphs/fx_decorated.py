@@ -38,8 +38,13 @@ def further(forward: Callable[..., Any], *, asked_for: bool = False) -> list[str
     """Its `*args` and `**kwargs`; those only with which it does more than hand them on, if `asked_for`."""
     inner: Any = inspect.unwrap(forward)
     found = [p for p in inspect.signature(inner).parameters.values() if p.kind in VARIABLE]
-    own = [str(p).partition(":")[0] for p in found if not asked_for or _asked_for(inner.__code__, p.name)]
+    own = [written(p) for p in found if not asked_for or _asked_for(inner.__code__, p.name)]
     return own if asked_for else list(dict.fromkeys([*_of_decorators(forward), *own]))
+
+
+def written(parameter: inspect.Parameter) -> str:
+    """Its name, with the stars of `*args` and `**kwargs`."""
+    return str(parameter.replace(annotation=parameter.empty)).partition("=")[0]
 
 
 def _of_decorators(forward: Any) -> list[str]:
@@ -52,7 +57,7 @@ def _of_decorators(forward: Any) -> list[str]:
             parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
             variable = [p for p in parameters if p.kind in VARIABLE and _asked_for(forward.__code__, p.name)]
             named = [p for p in list(parameters)[1:] if p.kind not in VARIABLE and p.name not in known]
-            found += [str(p).partition(":")[0].partition("=")[0] for p in (*named, *variable)]
+            found += map(written, (*named, *variable))
         forward = forward.__wrapped__
     return found
 

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from bntool.algebra.affine import Blocked
 from bntool.graphs.base import Node
 from bntool.graphs.fx_calls import param_of
+from bntool.graphs.fx_decorated import written
 from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_kinds import is_leaf
 from bntool.graphs.fx_modules import FxGraph
@@ -103,11 +104,11 @@ def trace_part(
         call_alone(graph, part, prefix)
         return
     options = {"sizes_decide": whole, "for_other_batches": graph.for_other_batches}
-    ways = _ways(graph, part, prefix, inputs, leaf, as_given=as_given, **options)
+    ways = _ways(graph, part, prefix, known, leaf, as_given=as_given, **options)
     if ways is None and whole and not as_given and (omitted := left_out(part, known)):
         for found in (graph.notes, graph.dark, graph.kept):
             found.clear()
-        ways = _ways(graph, part, prefix, inputs, leaf, as_given=True, **options)
+        ways = _ways(graph, part, prefix, known, leaf, as_given=True, **options)
         if ways is not None:
             graph.notes.append(f"{WITHOUT.format(', '.join(omitted))} cannot be traced")
     elif ways and ways[0].further and not as_given:
@@ -126,14 +127,13 @@ def _ways(
     graph: FxGraph,
     part: nn.Module,
     prefix: str,
-    inputs: Inputs | Blocked | None,
+    inputs: Inputs | None,
     leaf: Callable[[nn.Module, str], bool],
     **options: bool,
 ) -> list[Way] | None:
     """Every way through `part` around what cannot be traced; None if that is its own forward."""
-    known = None if isinstance(inputs, Blocked) else inputs
     while True:
-        ways = ways_through(part, leaf, known, kept=graph.kept, **options)
+        ways = ways_through(part, leaf, inputs, kept=graph.kept, **options)
         if not isinstance(ways, Failed):
             return ways
         failed = joined(prefix, ways.path)
@@ -154,7 +154,7 @@ def left_out(part: nn.Module, inputs: Inputs | None) -> list[str]:
     if inputs is None:
         return []
     rest = [*inspect.signature(type(part).forward).parameters.values()][1 + len(inputs[0]) :]
-    return [str(p).partition(":")[0].partition("=")[0] for p in rest if p.name not in inputs[1]]
+    return [written(p) for p in rest if p.name not in inputs[1]]
 
 
 def call_alone(graph: FxGraph, module: nn.Module, path: str) -> None:

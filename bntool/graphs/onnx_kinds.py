@@ -103,22 +103,24 @@ def _reduced(op: Op) -> list[int] | str:
     return sorted((a if a < 0 else a - rank) for a in axes or every)
 
 
-def _reduce_mean(op: Op) -> Node | str:
-    dims = _reduced(op)
-    if isinstance(dims, str):
-        return dims
-    if not dims:
-        return op.node("identity", op.value(0))
+def _reduction(make: Callable[[Op, list[int]], Node | str]) -> Rule:
+    """A rule that is given the dimensions; over none of them nothing is done."""
+
+    def rule(op: Op) -> Node | str:
+        dims = _reduced(op)
+        if isinstance(dims, str):
+            return dims
+        return make(op, dims) if dims else op.node("identity", op.value(0))
+
+    return rule
+
+
+def _mean_over(op: Op, dims: list[int]) -> Node:
     return op.node("mean", op.value(0), dims=dims, keepdim=bool(op.attrs.get("keepdims", 1)))
 
 
-def _reduce_max(op: Op) -> Node | str:
+def _max_over(op: Op, dims: list[int]) -> Node | str:
     """A maximum over one window; without `keepdims` it then loses these dimensions."""
-    dims = _reduced(op)
-    if isinstance(dims, str):
-        return dims
-    if not dims:
-        return op.node("identity", op.value(0))
     largest = op.node("max_pool", op.value(0), dims=dims)
     if op.attrs.get("keepdims", 1):
         return largest
@@ -242,8 +244,8 @@ KINDS: dict[str, Rule] = {
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global("mean"),
     "GlobalMaxPool": _global("max_pool"),
-    "ReduceMean": _reduce_mean,
-    "ReduceMax": _reduce_max,
+    "ReduceMean": _reduction(_mean_over),
+    "ReduceMax": _reduction(_max_over),
     "Clip": _clip,
     "Softmax": _softmax,
     "Concat": concat,

@@ -26,6 +26,7 @@ SAME = frozenset(
 #: operators whose result has the dimensions of the input that has the most
 BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "Where"))
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+LAYERS = (*CONVOLUTIONS, "Gemm")
 
 
 def ranks_of(graph: GraphProto, types: Types, outside: Mapping[str, int]) -> dict[str, int]:
@@ -57,13 +58,16 @@ def _partial(graph: GraphProto) -> Iterator[tuple[str, int]]:
             yield value.name, len(dims)
 
 
+def _of_layer(node: NodeProto, ranks: dict[str, int]) -> int | None:
+    """What a layer with a weight is given has, and what it makes."""
+    return 2 if node.op_type == "Gemm" else ranks.get(node.input[1])
+
+
 def _made(node: NodeProto, ranks: dict[str, int]) -> int | None:
     if node.domain not in ("", "ai.onnx"):
         return None
-    if node.op_type == "Gemm":
-        return 2
-    if node.op_type in CONVOLUTIONS:
-        return ranks.get(node.input[1])
+    if node.op_type in LAYERS:
+        return _of_layer(node, ranks)
     if node.op_type == "Gather":
         return _looked_up(node, ranks)
     given = [ranks.get(name) for name in node.input]
@@ -82,8 +86,6 @@ def _read(node: NodeProto, ranks: dict[str, int]) -> int | None:
     """What the first input must have."""
     if node.domain not in ("", "ai.onnx"):
         return None
-    if node.op_type == "Gemm":
-        return 2
-    if node.op_type in CONVOLUTIONS:
-        return ranks.get(node.input[1])
+    if node.op_type in LAYERS:
+        return _of_layer(node, ranks)
     return ranks.get(node.output[0]) if node.op_type in SAME else None

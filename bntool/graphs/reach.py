@@ -144,7 +144,7 @@ def _looks_only(call: ast.Call) -> bool:
 
 def _names_inside(child: nn.Module, named: set[str]) -> bool:
     """Whether the code names anything that the child's items have."""
-    modules = [name for item in child.children() for name, _ in item.named_modules()]
     items = list(child.children())
+    modules = [name for item in items for name, _ in item.named_modules()]
     tensors = [name for item in items for name, _ in (*item.named_parameters(), *item.named_buffers())]
     return bool({part for name in modules + tensors for part in name.split(".")} & named)
