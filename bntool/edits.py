@@ -267,7 +267,7 @@ def _bake(model: nn.Module, edit: Edit) -> None:
 def _add_bias(model: nn.Module, edit: Edit) -> None:
     """{"op": "add_bias", "path", "size"}: a layer gets a bias, zeros until weights are loaded."""
     layer = model.get_submodule(edit["path"])
-    weight = layer.get_parameter("weight")
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]  # (a parametrised one is no parameter)
     zeros = torch.zeros(edit["size"], dtype=weight.dtype, device=weight.device)
     layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
 

@@ -13,13 +13,14 @@ from torch import nn
 from bntool.copying import copied, keeps_calling
 from bntool.edits import detach_idle
 from bntool.fold_module import fold_here, folded_copy
+from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import bake
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.islands import module_graph
 from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, sized
 from bntool.plan import Plan, make_plan
 from bntool.pooling.batches import Call
-from bntool.rewriting import OutOfRange
+from bntool.rewriting import OutOfRange, rewrites
 from bntool.room import Room, large_parameters
 from bntool.structure import record_changes, structure_of
 
@@ -116,7 +117,11 @@ class Job:
 
 
 def computed_modules(plan: Plan) -> list[str]:
-    """Modules that a plan changes and whose weight is computed anew for every call."""
-    params = [p for change in plan.changes.values() for p in change.node.params.values()]
-    computed = [p for p in params if isinstance(p.key, tuple) and p.key[0] == "computed" and len(p.key) == 3]
-    return list(dict.fromkeys(p.name.rpartition(".")[0] for p in computed))
+    """Modules with a tensor that is computed anew for every call and that a plan changes."""
+    some = [change for change in plan.changes.values() if any(map(_computed, change.node.params.values()))]
+    params = [rewrite.param for rewrite in rewrites(some)]
+    return list(dict.fromkeys(p.name.rpartition(".")[0] for p in params if p is not None and _computed(p)))
+
+
+def _computed(param: Param) -> bool:
+    return isinstance(param.key, tuple) and param.key[0] == "computed" and len(param.key) == 3

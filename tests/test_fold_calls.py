@@ -9,7 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.testing import assert_close
 
+from bntool.edits import apply_plan
 from bntool.fold import fold
 from tests.folding import error, folded, names, outputs, prepared, reason
 
@@ -169,6 +172,31 @@ class ReadsItsComputedWeight(nn.Module):
 def test_a_computed_weight_that_the_code_reads_is_not_baked(form: str) -> None:
     _, report = folded(ReadsItsComputedWeight(), X, form=form)
     assert "conv.weight is also used by" in reason(report)
+
+
+class ScalesBehindItsComputedWeight(nn.Module):
+    """A norm whose shift the layer takes, as a bias, and whose scale goes on through a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1, bias=False))
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).relu()) + self.conv.weight.mean()
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_computed_weight_that_only_gets_a_bias_beside_it_stays_computed(form: str) -> None:
+    model = ScalesBehindItsComputedWeight()
+    result, report = folded(model, X, form=form)
+    assert names(report.folded) == ["norm"]
+    assert parametrize.is_parametrized(result.conv, "weight")
+    assert not isinstance(model.conv.bias, Tensor)
+    if form == "module":
+        fresh = apply_plan(ScalesBehindItsComputedWeight(), report.plan)
+        fresh.load_state_dict(result.state_dict())
+        assert_close(fresh.double().eval()(X), result(X))
 
 
 class Branchy(nn.Module):
