@@ -10,6 +10,7 @@ import copy
 import gc
 import weakref
 from functools import cache
+from itertools import chain
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -33,13 +34,16 @@ def keeps_calling(model: nn.Module) -> bool:
     """Whether copies of `model` may go on calling its own modules: functions and weak references that
     instances hold are not copied, and know the modules that they were made with.
     """
-    return _refers([v for _, module in modules_in(model) for v in _of_its_own(module)])
+    modules = [module for _, module in modules_in(model)]
+    values = chain.from_iterable(module.__dict__.values() for module in modules)
+    held = [v for v in values if type(v) not in SHARED_VALUES and (type(v) not in CONTAINERS or v)]
+    members = {id(module.__dict__[name]) for module in modules for name in MEMBERS}
+    return _refers([v for v in held if id(v) not in members and not _is_plain(v)])
 
 
-def _of_its_own(module: nn.Module) -> list[Any]:
-    """What it holds beside other modules, parameters, buffers and plain values."""
-    held = [(name, v) for name, v in module.__dict__.items() if type(v) not in SHARED_VALUES]
-    return [v for name, v in held if (type(v) not in CONTAINERS or v) and name not in MEMBERS]
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tuple of sizes and the like."""
+    return type(value) is tuple and SHARED_VALUES.issuperset(map(type, value))
 
 
 def _refers(values: list[Any]) -> bool:
@@ -107,7 +111,7 @@ def _member(value: Any, memo: dict[int, Any]) -> Any:
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in SHARED or (kind is tuple and all(type(v) in SHARED for v in value)):
+    if kind in SHARED or (kind is tuple and SHARED.issuperset(map(type, value))):
         return value
     known = memo.get(id(value))
     if known is not None:

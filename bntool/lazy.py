@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def is_lazy(module: nn.Module) -> bool:
 
 def unsized(model: nn.Module) -> list[Any]:
     """The parameters and buffers that have no size yet."""
-    tensors = (t for _, m in modules_in(model) for t in (*m._parameters.values(), *m._buffers.values()))
+    held = [members for _, m in modules_in(model) for members in (m._parameters, m._buffers) if members]
+    tensors = chain.from_iterable(members.values() for members in held)
     return [t for t in tensors if t is not None and has_no_size(t)]
 
 

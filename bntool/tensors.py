@@ -14,7 +14,7 @@ from bntool.rewriting import Rewrite
 from bntool.room import Room
 
 #: elements that each thread works on at a time, so that their float64 copy stays in its cache
-PIECE = 1 << 17
+PIECE = 1 << 18
 
 
 class Arithmetic:
@@ -74,8 +74,10 @@ class Arithmetic:
         scale, shift = _tensor(rewrite.scale, old), _tensor(rewrite.shift, old)
         if old.ndim == 0:
             old, new = old.reshape(1), new.reshape(1)
-        rows = max(1, _elements() * old.shape[0] // max(1, old.numel()))
-        count = max(1, -(-old.shape[0] // rows))
+        if old.numel() <= _elements():
+            return [_Piece(old, new, scale, shift, self._space_like(old))]
+        rows = max(1, _elements() * old.shape[0] // old.numel())
+        count = -(-old.shape[0] // rows)
         split = (_split(values, rows, count) for values in (old, new, scale, shift))
         parts = zip(*split, strict=True)
         return [_Piece(a, b, by, plus, self._space_like(a)) for a, b, by, plus in parts]
@@ -134,7 +136,7 @@ def _refusal(rewrite: Rewrite, old: torch.Tensor) -> Blocked:
 
 def _split(values: torch.Tensor | None, rows: int, count: int) -> Sequence[Any]:
     """The part that belongs to each of `count` pieces; a factor may be the same for all of them."""
-    if values is None or values.shape[0] <= 1 or count == 1:
+    if values is None or values.shape[0] <= 1:
         return [values] * count
     return values.split(rows)  # type: ignore[no-any-return]
 
@@ -145,4 +147,6 @@ def _tensor(values: Array | None, like: torch.Tensor) -> torch.Tensor | None:
         return None
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     tensor = tensor if like.is_cpu else tensor.to(like.device)
+    if tensor.ndim == like.ndim > 0:
+        return tensor
     return tensor.reshape((1,) * (max(like.ndim, 1) - tensor.ndim) + tuple(tensor.shape))

@@ -235,8 +235,8 @@ class Translator:
         return self.now[node]
 
     def _add(self, node: fx.Node, spec: Spec) -> Node:
-        inputs = tuple(i if isinstance(i, Node) else self._value(i) for i in spec.inputs)
-        params = {name: self._renamed(p) for name, p in spec.params.items()}
+        inputs = tuple([i if isinstance(i, Node) else self._value(i) for i in spec.inputs])
+        params = {name: self._renamed(p) for name, p in spec.params.items()} if spec.params else {}
         if "no_bias" in spec.attrs and self._would_use_a_bias(node):
             del spec.attrs["no_bias"]
         new = Node(node.name, spec.kind, inputs, spec.attrs, params, origin=node, where=self._where(node))
@@ -289,7 +289,7 @@ class Translator:
         if not path:
             return False
         module = self.way.sizes.module(path)
-        wraps = type(module).__module__.startswith("torch.nn") and not list(module.children())
+        wraps = not module._modules and type(module).__module__.startswith("torch.nn")
         norms = isinstance(module, nn.modules.batchnorm._NormBase)
         convs = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
         name = function_name(node)

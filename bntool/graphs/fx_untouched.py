@@ -6,7 +6,9 @@ import contextlib
 import gc
 import operator
 import weakref
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from torch import fx, nn
@@ -16,6 +18,8 @@ from bntool.graphs.walk import CONTAINERS, MEMBERS, modules_in
 
 #: a container and what was in it
 Saved = tuple[Any, Any]
+#: of `MEMBERS`, those in which it holds its tensors
+TENSORS = ("_parameters", "_buffers")
 WORDS = (bool, int, float, str)
 OF_ALL_MODULES = frozenset(nn.Module().__dict__)
 
@@ -23,7 +27,7 @@ OF_ALL_MODULES = frozenset(nn.Module().__dict__)
 @contextlib.contextmanager
 def untouched(root: nn.Module) -> Iterator[Traces]:
     """Takes back what a traced forward leaves on its modules: cached values, counters, collected outputs."""
-    traces = Traces([(path, Held(module)) for path, module in modules_in(root)])
+    traces = Traces(modules_in(root))
     try:
         yield traces
     finally:
@@ -43,34 +47,68 @@ def take_out_of_caches(values: list[weakref.ref[fx.Proxy]]) -> None:
 
 
 class Traces:
-    """What a forward leaves on the modules that it goes through."""
+    """What a forward leaves on the modules that it goes through.
 
-    def __init__(self, before: list[tuple[str, Held]]) -> None:
-        self.before = before
-        self.by_module: dict[nn.Module, Held] = {}
+    (Mostly it leaves nothing: all modules are looked at together, and each by itself only where there is
+    something. A large model has thousands.)
+    """
+
+    def __init__(self, modules: list[tuple[str, nn.Module]]) -> None:
+        self.modules = modules
         self.rebound: set[str] = set()
         """Names of parameters and buffers in whose places it has put others, once it is all taken back."""
-        deep = [value for _, held in before for value in held.deep()]
-        self.deep = Contents(deep, [held.module for _, held in before] if deep else [])
+        self._now = [module.__dict__ for _, module in modules]
+        self._attributes = [attributes.copy() for attributes in self._now]
+        values = chain.from_iterable(map(dict.values, self._attributes))
+        others = [v for v in values if type(v) not in ATOMS]
+        containers = [v for v in others if type(v) in CONTAINERS]
+        self._empty = [v for v in containers if not v]
+        self._full = [v for v in containers if v]
+        self._was = {id(v): v.copy() for v in self._full}
+        members = {id(attributes[name]) for attributes in self._attributes for name in MEMBERS}
+        inside = chain.from_iterable(_values(v) for v in self._full if id(v) not in members)
+        deep = [v for v in chain((v for v in others if type(v) not in CONTAINERS), inside) if _is_deep(v)]
+        self.deep = Contents(deep, [module for _, module in modules] if deep else [])
+        self._places: dict[nn.Module, int] = {}
+        self._untouched = False
+        """Whether that was seen when all had been run."""
 
-    def _held(self, module: nn.Module) -> Held | None:
-        if not self.by_module:
-            self.by_module = {held.module: held for _, held in self.before}
-        return self.by_module.get(module)
+    @cached_property
+    def before(self) -> list[tuple[str, Held]]:
+        pairs = zip(self.modules, self._attributes, strict=True)
+        return [(path, Held(module, attributes, self._was)) for (path, module), attributes in pairs]
+
+    def _attributes_of(self, module: nn.Module) -> dict[str, Any] | None:
+        """Those that it had, if it was there."""
+        if not self._places:
+            self._places = {module: place for place, (_, module) in enumerate(self.modules)}
+        place = self._places.get(module)
+        return None if place is None else self._attributes[place]
 
     def changed(self, module: nn.Module) -> bool:
         """Whether by now it has other attributes, parameters or buffers than before."""
-        held = self._held(module)
-        return held is not None and held.changed()
+        had = self._attributes_of(module)
+        if had is None:
+            return False
+        tensors = [held for name in TENSORS if (held := had[name]) and id(held) in self._was]
+        return not _same(module.__dict__, had) or not all(_same(h, self._was[id(h)]) for h in tensors)
 
     def hooked(self, module: nn.Module) -> bool:
         """Whether by now it has hooks that it had not."""
-        held = self._held(module)
-        return held is not None and any(held.empty)
+        held = (self._attributes_of(module) or {}).values()
+        return any(type(v) in CONTAINERS and v and id(v) not in self._was for v in held)
+
+    def _none(self) -> bool:
+        """Whether every module is as it was, with what its containers hold."""
+        full = [self._was[id(v)] for v in self._full]
+        return not any(self._empty) and _all_same(self._now, self._attributes) and _all_same(self._full, full)
 
     def left(self) -> bool:
-        """Whether a later call could find anything else than this one did."""
-        return any(held.left() for _, held in self.before) or self.deep.changed()
+        """Whether a later call could find anything else than this one did. (Asked when all has been run.)"""
+        if self.deep.changed():
+            return True
+        self._untouched = self._none()
+        return not self._untouched and any(held.left() for _, held in self.before)
 
     def left_on(self, but: Container[str]) -> tuple[str, frozenset[str]] | None:
         """A part of the root, `but` for some, that is not as it was, and the attributes that are not; None if
@@ -84,35 +122,28 @@ class Traces:
         return next(((path, names) for path, names in of_parts if not names & OF_ALL_MODULES), None)
 
     def take_back(self) -> None:
+        if self._untouched:
+            return
         self.deep.restore()
+        if self._none():
+            return
         for path, held in [(path, held) for path, held in self.before if not held.is_as_it_was()]:
             self.rebound |= {f"{path}.{name}".lstrip(".") for name in held.rebound()}
             held.restore()
 
 
 class Held:
-    """What one module holds: its attributes, and what is in those that are containers."""
+    """What one module held: its attributes, and what was in those that are containers, by their ids."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = module.__dict__.copy()
-        others = [value for value in self.attributes.values() if type(value) not in ATOMS]
-        containers = [value for value in others if type(value) in CONTAINERS]
-        self.deeper = [value for value in others if type(value) not in CONTAINERS]
-        self.full = [(value, value.copy()) for value in containers if value]
-        self.empty = [value for value in containers if not value]
-        parameters, buffers = self.attributes["_parameters"], self.attributes["_buffers"]
+    def __init__(self, module: nn.Module, attributes: dict[str, Any], was: Mapping[int, Any]) -> None:
+        self.module, self.attributes = module, attributes
+        containers = [value for value in attributes.values() if type(value) in CONTAINERS]
+        self.full = [(value, was[id(value)]) for value in containers if id(value) in was]
+        self.empty = [value for value in containers if id(value) not in was]
+        tensors = [attributes[name] for name in TENSORS]
         self.tensors, self.others = list[Saved](), list[Saved]()
         for saved in self.full:
-            of_tensors = saved[0] is parameters or saved[0] is buffers
-            (self.tensors if of_tensors else self.others).append(saved)
-
-    def deep(self) -> list[Any]:
-        """What is reached through its attributes but is none of them, nor of their contents."""
-        own = [v for v, _ in self.others if v is not self.attributes["_modules"]]
-        inside = [i for v in own for i in (v.values() if isinstance(v, dict) else v) if type(i) not in ATOMS]
-        found = (*self.deeper, *inside)
-        return [v for v in found if type(v) is not tuple or not ATOMS.issuperset(map(type, v))]
+            (self.tensors if any(saved[0] is held for held in tensors) else self.others).append(saved)
 
     def rebound(self) -> list[str]:
         """Names of parameters and buffers that are others by now."""
@@ -121,9 +152,6 @@ class Held:
         now = {**self.attributes["_parameters"], **self.attributes["_buffers"]}
         before = [item for _, was in self.tensors for item in was.items()]
         return [name for name, tensor in before if now.get(name) is not tensor]
-
-    def changed(self) -> bool:
-        return not self._has_its_attributes() or not all(_same(now, was) for now, was in self.tensors)
 
     def is_as_it_was(self) -> bool:
         """Whether neither it nor what its containers hold is another."""
@@ -194,8 +222,30 @@ def _without_traced(now: Any, was: Any) -> Any:
     return {key: value for key, value in kept.items() if not isinstance(value, fx.Proxy)}
 
 
+def _values(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether it may hold what changes."""
+    kind = type(value)
+    return kind not in ATOMS and (kind is not tuple or not ATOMS.issuperset(map(type, value)))
+
+
+def _all_same(now: Sequence[Any], was: Sequence[Any]) -> bool:
+    """`_same_inside` of many containers: each pair would take longer to take up than to compare."""
+    if any(isinstance(value, set) for value in now):  # two equal ones may be in different orders
+        return all(map(_same_inside, now, was))
+    if list(map(len, now)) != list(map(len, was)):
+        return False
+    values = (chain.from_iterable(map(_values, containers)) for containers in (now, was))
+    return all(map(operator.is_, chain.from_iterable(now), chain.from_iterable(was))) and all(
+        map(operator.is_, *values)
+    )
+
+
 def _same(now: dict[str, Any], was: dict[str, Any]) -> bool:
-    """Whether a dictionary holds the very objects that it held."""
+    """Whether a dictionary holds the very objects that it held, under the same keys."""
     return all(map(operator.is_, now.values(), was.values())) and now.keys() == was.keys()
 
 
