@@ -10,11 +10,9 @@ import contextlib
 import gc
 import inspect
 import operator
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -26,43 +24,21 @@ from torch.nn.modules.conv import _ConvNd
 from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_catching import catch
 from bntool.graphs.fx_decorated import arguments_behind, further, hands_on
-from bntool.graphs.fx_forks import Forks
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
+from bntool.graphs.fx_knowing import Knowing
 from bntool.graphs.fx_makers import makers_traced
 from bntool.graphs.fx_reachable import functions_of
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
 from bntool.graphs.fx_sizes import UNKNOWN, Inputs, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
-from bntool.graphs.fx_upstream import (
-    asks_circumstances,
-    asks_for_optional,
-    is_of_argument,
-    is_plain,
-    question,
-    upstream,
-)
+from bntool.graphs.fx_upstream import is_of_argument, is_plain
 from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
 
 
-@dataclass
-class Watch:
-    """Values that a hook sees: fx nodes -> the sentence that says so."""
-
-    seen: dict[fx.Node, str] = field(default_factory=dict)
-
-    def mark(self, values: Any, why: str) -> None:
-        fx.node.map_aggregate(values, lambda v: self._one(v, why))
-
-    def _one(self, value: Any, why: str) -> Any:
-        if isinstance(value, fx.Proxy):
-            self.seen[value.node] = why
-        return value
-
-
-class Tracer(fx.Tracer):
+class Tracer(Knowing):
     """Traces one way through a module; `decisions` says how its forks go, and grows by those it meets."""
 
     proxy_buffer_attributes = True
@@ -75,30 +51,18 @@ class Tracer(fx.Tracer):
         sizes_decide: bool = True,
         as_given: bool = False,
     ) -> None:
-        super().__init__(param_shapes_constant=False)
+        super().__init__(decisions, inputs, sizes_decide)
         self.as_given = as_given
         """Whether arguments that `inputs` leave out have their defaults: the graph takes them no more."""
-        self.is_leaf, self.forks, self.inputs = is_leaf, Forks(decisions), inputs
-        self.sizes_decide = sizes_decide
+        self.is_leaf = is_leaf
         self.changed: Callable[[nn.Module], bool] = lambda module: False
         """Whether the forward has changed a module by now: what it is then, only its own forward shows."""
         self.hooked: Callable[[nn.Module], bool] = lambda module: False
         """Whether the forward has given a module hooks by now, which no graph would call."""
-        self.gave_up = ""
-        """Why tracing could not go on, which the forward may have caught."""
-        self.asked_in: set[CodeType] = set()
-        """Where in the code forks are."""
         self.catches = False
         """Whether code that is reached may catch what is raised: then it is raised while tracing."""
-        self.asked_data = False
-        """Whether a fork was at anything but an argument that may be left out."""
-        self.measuring = False
-        """Whether sizes are being worked out: modules then run as they are."""
         self.path = ""
         self.failed_in: str | None = None
-        self.watch = Watch()
-        self.sizes: Sizes | None = None
-        self.other_sizes: list[Sizes] = []
         self.frozen: set[nn.Module] = set()
         self.names: dict[int, str] = {}
         self.read_unseen: set[str] = set()
@@ -113,10 +77,6 @@ class Tracer(fx.Tracer):
         self.known_parts: tuple[nn.Module, dict[nn.Module, str], dict[Any, str]] | None = None
         """The traced module, the paths of its parts, and of the tensors that are plain attributes of them."""
         self.values: list[weakref.ref[fx.Proxy]] = []
-        self.reads_batch = False
-        """Whether the forward goes on with a number, or a length, that would be another for other batches."""
-        self.reads_of: dict[tuple[int, str], Any] = {}
-        """The arguments (place, name -> default) with whose own numbers or lengths the forward goes on."""
         self.keeps = False
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
 
@@ -260,12 +220,6 @@ class Tracer(fx.Tracer):
         raised = self.sizes.impossible if self.catches and self.sizes is not None else None
         return raised is not None and error is not raised
 
-    def refusal(self, why: str) -> Exception:
-        """What to raise where tracing cannot go on; the forward must not, either."""
-        if not self.measuring:
-            self.gave_up = why
-        return fx.proxy.TraceError(why)
-
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.frozen or self.is_leaf(m, module_qualified_name)
 
@@ -365,86 +319,6 @@ class Tracer(fx.Tracer):
 
         found = fx.node.map_aggregate(given, known)
         return None if any(value is UNKNOWN for value in values) else found
-
-    def known(self, node: fx.Node) -> Any:
-        assert self.sizes is not None
-        self.measuring = True
-        try:
-            return self.sizes.value(node)
-        finally:
-            self.measuring = False
-
-    def read(self, node: fx.Node, what: Callable[[Any], Any] = lambda value: value) -> Any:
-        """`what` is read of a value whose size is known: the graph will hold it as it is for these inputs."""
-        if self.asks_circumstances(node):
-            raise self.refusal("it goes on with where a tensor is")
-        found = what(self.known(node))
-        self.reads_of |= self._arguments_in(node)
-        others = [o for o in self._for_other_batches(node) if o is not UNKNOWN]
-        self.reads_batch |= any(what(o) != found for o in others)
-        return found
-
-    def _for_other_batches(self, node: fx.Node) -> list[Any]:
-        self.measuring = True
-        try:
-            return [sizes.value(node) for sizes in self.other_sizes]
-        finally:
-            self.measuring = False
-
-    def is_tensor(self, node: fx.Node) -> bool:
-        known = self.known(node)
-        return isinstance(known, torch.Tensor) or (
-            known is UNKNOWN and node.op in ("placeholder", "call_module")
-        )
-
-    is_plain = staticmethod(is_plain)
-
-    def asks_circumstances(self, node: fx.Node) -> bool:
-        return asks_circumstances(node, self.is_tensor)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        asking = sys._getframe(2).f_code  # this is called by the value's own __bool__
-        if self.asks_circumstances(obj.node):
-            self.asked_in.add(asking)
-            return self.forks.at(obj.node, question(obj.node, self.is_tensor))
-        known = self.known(obj.node)
-        if known is not UNKNOWN and not isinstance(known, torch.Tensor) and self._decides(obj, known):
-            return bool(known)
-        self.asked_in.add(asking)
-        self.asked_data |= not asks_for_optional(obj.node, self._is_sized)
-        self.watch.mark(obj, "which way the forward goes depends on this value")
-        return self.forks.at(obj.node)
-
-    def _decides(self, obj: fx.Proxy, known: Any) -> bool:
-        """Whether a decision is the same whatever the inputs, or at least for other sizes of the batch."""
-        assert self.sizes is not None
-        if self.sizes.is_constant(obj.node):
-            return True
-        optional = asks_for_optional(obj.node, self._is_sized)
-        if not self.sizes_decide or optional or self._arguments_in(obj.node):
-            return False
-        return self._whatever_the_batch(obj, known)
-
-    def _is_sized(self, node: fx.Node) -> bool:
-        return isinstance(self.known(node), torch.Tensor)
-
-    def _arguments_in(self, node: fx.Node) -> dict[tuple[int, str], Any]:
-        """The arguments, and their defaults, from whose own values, not from tensors' sizes, one derives."""
-        found = list(upstream(node, lambda value: not self._is_sized(value)))
-        given = [n for n in found if n.op == "placeholder"]
-        places = [n for n in self.graph.nodes if n.op == "placeholder"] if given else []
-        return {(places.index(n), str(n.target)): n.args[0] if n.args else None for n in given}
-
-    def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:
-        """Whether it is the same for batches of one, of one more, of many."""
-        others = self._for_other_batches(obj.node)
-        return all(o is UNKNOWN or isinstance(o, torch.Tensor) or bool(o) == bool(known) for o in others)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        known = self.known(obj.node)
-        if isinstance(known, (tuple, list)) or (isinstance(known, torch.Tensor) and known.ndim):
-            return iter([obj[i] for i in range(self.read(obj.node, len))])  # type: ignore[index]
-        raise self.refusal("a value of unknown length is gone through")
 
 
 @contextlib.contextmanager
