@@ -13,10 +13,10 @@ from onnx import ModelProto
 from bntool.errors import UsageError
 from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
-from bntool.onnx_folding.feeds import Shapes
 from bntool.onnx_folding.folding import Folding
 from bntool.onnx_folding.given import dtypes_of, insist_that_they_fit
 from bntool.onnx_folding.reference import Reference
+from bntool.onnx_folding.sizes import Shapes
 from bntool.plan import Plan
 from bntool.progress import Progress, silent
 from bntool.report.folds import EXPORTED, report_of

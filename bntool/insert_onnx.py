@@ -22,9 +22,10 @@ from bntool.graphs.onnx_ir import OnnxGraph, origin, read
 from bntool.graphs.onnx_scopes import unshadowed
 from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
-from bntool.onnx_folding.feeds import Feeds, Shapes, feeds_of
+from bntool.onnx_folding.feeds import Feeds, feeds_of
 from bntool.onnx_folding.folding import check
 from bntool.onnx_folding.reference import Reference
+from bntool.onnx_folding.sizes import Shapes
 from bntool.onnx_inserting.put_in import Setting, put_in
 from bntool.onnx_inserting.sites import OnnxSite, find
 from bntool.onnx_inserting.statistics import observe

@@ -12,10 +12,9 @@ from onnx import ModelProto, ValueInfoProto
 from bntool.errors import UsageError
 from bntool.graphs.onnx_shapes import batch_names, caller_inputs, input_shape, open_names, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
-from bntool.onnx_folding.sizes import larger
+from bntool.onnx_folding.sizes import Shapes, larger
 
 Feeds = dict[str, NDArray[Any]]
-Shapes = Mapping[str, Iterable[int]]
 
 
 def feeds_of(model: ModelProto, given: Shapes, seed: int = 0) -> list[Feeds]:

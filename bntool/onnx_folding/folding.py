@@ -16,10 +16,9 @@ from bntool.graphs.onnx_ir import OnnxGraph, read
 from bntool.graphs.onnx_scopes import unshadowed
 from bntool.graphs.onnx_tensors import Store, is_external, is_pending
 from bntool.onnx_folding.carry_out import carry_out
-from bntool.onnx_folding.feeds import Shapes
 from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
-from bntool.onnx_folding.sizes import other_graphs
+from bntool.onnx_folding.sizes import Shapes, other_graphs
 from bntool.plan import Plan
 from bntool.report.merges import Merged, norms_of
 from bntool.report.savings import Grown

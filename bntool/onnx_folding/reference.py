@@ -17,7 +17,8 @@ from bntool.errors import RunError
 from bntool.graphs.onnx_precision import depth_of, step_of
 from bntool.graphs.onnx_shapes import caller_inputs, no_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
-from bntool.onnx_folding.feeds import Feeds, Shapes, feeds_of, larger_feeds
+from bntool.onnx_folding.feeds import Feeds, feeds_of, larger_feeds
+from bntool.onnx_folding.sizes import Shapes
 from bntool.onnx_folding.widened import widened
 from bntool.report.agreement import tolerance_for
 from bntool.rounding import HOPELESS
