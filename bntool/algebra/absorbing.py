@@ -25,7 +25,7 @@ def channel_map(m: ChannelAffine, axis: int, channels: int) -> ChannelAffine | B
     """A map on a value as a map of shape (channels,) along `axis` (negative), or why it is none."""
     if axis + len(m.shape) < 0:
         return Blocked("the map has fewer dimensions than its value")
-    if any(s != 1 for d, s in enumerate(m.shape) if d != axis + len(m.shape)):
+    if m.scale.size != m.shape[axis]:
         return Blocked("the map differs along more than its channels")
     if m.shape[axis] not in (1, channels):
         return Blocked("the map's channels are not its channels")
