@@ -49,8 +49,9 @@ def conv_transpose(g: Growth) -> bool:
     inputs, outputs = channels(g, n), g.one(WIDTHS)
     groups = 2 if inputs % 2 == outputs % 2 == 0 and g.chance(0.5) else 1
     kernel, stride = g.one((1, 2, 3)), g.one((1, 2))
+    cut = min(g.one((0, 0, 1)), kernel - 1)  # (more would take away what was put in, and with it any padding)
     module = CONV_T[g.values[n].ndim](
-        inputs, outputs, kernel, stride, g.one((0, 0, 1)), g.one((0, stride - 1)), groups, g.chance(0.5)
+        inputs, outputs, kernel, stride, cut, g.one((0, stride - 1)), groups, g.chance(0.5)
     )
     return g.layer(module, "conv_transpose", n)
 
