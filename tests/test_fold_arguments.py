@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -52,6 +53,24 @@ def either(self: Any, x: Tensor, given: bool) -> Any:
     return self.norms[0](self.conv(x)) if given else self.norms[1](self.conv(x))
 
 
+class Mode(Enum):
+    ONE, NONE = 1, 0
+
+
+def matched(self: Any, x: Tensor, flag: bool) -> Any:
+    match flag:
+        case True:
+            return self.norms[0](self.conv(x))
+    return self.conv(x)
+
+
+def deep_inside(self: Any, x: Tensor, flag: bool) -> Any:
+    def normed(y: Tensor, wanted: bool) -> Any:
+        return self.norms[0](y) if wanted is not False else y
+
+    return normed(self.conv(x), flag)
+
+
 #: what runs, the example, other arguments
 OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] = {
     "a loop as long as a number": (looped, (X, 1), ((X, 2), (X, 0))),
@@ -60,6 +79,28 @@ OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] =
     "a number in a tuple": (lambda s, x, t: s.norms[t[0]](s.conv(x)), (X, (0, 1)), ((X, (1, 0)),)),
     "a comparison": (lambda s, x, n: s.norms[0](s.conv(x)) if n == 0 else s.conv(x), (X, 0), ((X, 1),)),
     "a flag": (either, (X, True), ((X, False),)),
+    "a flag that has to be True itself": (
+        lambda s, x, f: s.norms[0](s.conv(x)) if f is True else s.conv(x),
+        (X, True),
+        ((X, False),),
+    ),
+    "a flag that has not to be True itself": (
+        lambda s, x, f: s.conv(x) if f is True else s.norms[0](s.conv(x)),
+        (X, False),
+        ((X, True),),
+    ),
+    "a flag that is matched": (matched, (X, True), ((X, False),)),
+    "a flag that is handed on": (deep_inside, (X, True), ((X, False),)),
+    "a member of an enumeration": (
+        lambda s, x, m: s.norms[0](s.conv(x)) if m is Mode.ONE else s.conv(x),
+        (X, Mode.ONE),
+        ((X, Mode.NONE),),
+    ),
+    "a member that is equal to another": (
+        lambda s, x, m: s.conv(x) if m == Mode.ONE else s.norms[0](s.conv(x)),
+        (X, Mode.NONE),
+        ((X, Mode.ONE),),
+    ),
     "the length of a list": (lambda s, x, v: s.norms[len(v)](s.conv(x)), (X, [X]), ((X, []),)),
     "a loop over a list": (further, ([X, X],), (([X],), ([X, X, X],))),
     "a mask that is not given": (
@@ -91,6 +132,25 @@ def test_it_computes_the_same_with_other_arguments(name: str, form: str) -> None
     folded = fold(model, example, verify=False, form=form).model
     for arguments in (example, *others):
         assert torch.allclose(values(folded, arguments), values(model, arguments), rtol=0, atol=1e-11)
+
+
+class FlagByDefault(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, deep: bool = True, mode: Mode = Mode.ONE) -> Tensor:
+        y = self.norm(self.conv(x)) if deep is True else self.conv(x).relu()
+        return self.head(y) if mode is Mode.ONE else y
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_what_a_default_is_itself_is_followed(form: str) -> None:
+    model = prepared(FlagByDefault(), X)
+    folded = fold(model, (X,), form=form)
+    assert names(folded.report.folded) == (["norm"] if form == "graph" else [])
+    for more in ((), (True,), (False,)) if form == "module" else ((),):
+        assert torch.allclose(folded.model(X, *more), model(X, *more), rtol=0, atol=1e-11)
 
 
 def test_a_number_that_is_only_computed_with_keeps_no_norm() -> None:

@@ -11,7 +11,8 @@ import gc
 import inspect
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
 from types import FunctionType
 from typing import Any
 
@@ -26,6 +27,7 @@ from bntool.graphs.fx_catching import catch
 from bntool.graphs.fx_decorated import arguments_behind, further, hands_on
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
+from bntool.graphs.fx_identity import alternatives, asks_identity
 from bntool.graphs.fx_knowing import Knowing
 from bntool.graphs.fx_makers import makers_traced
 from bntool.graphs.fx_reachable import functions_of
@@ -61,6 +63,8 @@ class Tracer(Knowing):
         """Whether the forward has given a module hooks by now, which no graph would call."""
         self.catches = False
         """Whether code that is reached may catch what is raised: then it is raised while tracing."""
+        self.asks_identity = False
+        """Whether code that is reached asks what is True, and not only what is true."""
         self.path = ""
         self.failed_in: str | None = None
         self.frozen: set[nn.Module] = set()
@@ -100,7 +104,7 @@ class Tracer(Knowing):
         held_functions = [f for m in modules.values() for f in m.__dict__.values() if type(f) is FunctionType]
         functions = functions_of(classes, held_functions)
         with told_apart(classes, functions, self.told), makers_traced(), self._reads(root) as reads:
-            self.catches = catch(functions)
+            self.catches, self.asks_identity = catch(functions), asks_identity(functions)
             graph = self._trace(root, modules, held)
         if self.gave_up or (self.catches and self.sizes.impossible):
             raise fx.proxy.TraceError(self.gave_up or "the forward catches what it raises")
@@ -180,19 +184,30 @@ class Tracer(Knowing):
         """
         if not isinstance(argument, Value):
             return argument
-        if self.known(argument.node) is None:
+        known = self.known(argument.node)
+        if known is None:
             return self._or_none(argument)
-        if not argument.node.args:
+        if self.as_given and self._is_left_out(place, argument.node):
+            argument.node.meta["left_out"] = True
+            return argument.node.args[0]
+        if options := alternatives(known, flags=self.asks_identity):
+            return self._one_of(options, argument)
+        if not argument.node.args or self.as_given:
             return argument
-        default = argument.node.args[0]
-        if not self.as_given:
-            argument.node.meta["optional"] = True
-            return argument if default is not None or self.forks.at(argument.node) else None
+        argument.node.meta["optional"] = True
+        return argument if argument.node.args[0] is not None or self.forks.at(argument.node) else None
+
+    def _is_left_out(self, place: int, argument: fx.Node) -> bool:
+        """Whether the inputs leave an argument to its default, which is a plain value."""
         args, kwargs = self.inputs if self.inputs is not None else ((), {})
-        if place < len(args) or argument.node.target in kwargs or type(default) not in LITERALS:
-            return argument
-        argument.node.meta["left_out"] = True
-        return default
+        given = place < len(args) or argument.target in kwargs
+        return not given and any(type(a) in LITERALS or isinstance(a, Enum) for a in argument.args)
+
+    def _one_of(self, options: Sequence[Any], value: Value) -> Any:
+        """Which of these an argument is: a fork for each but the last, as a traced value is none of them."""
+        value.node.meta["optional"] = True
+        first = (o for o in options[:-1] if self.forks.at(value.node, (value.node, o)))
+        return next(first, options[-1])
 
     def _or_none(self, value: Value) -> Any:
         """What may be None another time, where the inputs say so: a fork, as no traced value ever is None."""
@@ -205,7 +220,11 @@ class Tracer(Knowing):
             self._raise_as_it_would(value.node)
         if target not in (operator.getitem, "get") or not is_of_argument(value.node):
             return value
-        return self._or_none(value) if target == "get" or self.known(value.node) is None else value
+        known = self.known(value.node)
+        if target == "get" or known is None:
+            return self._or_none(value)
+        options = alternatives(known, flags=self.asks_identity)
+        return self._one_of(options, value) if options else value
 
     def _raise_as_it_would(self, node: fx.Node) -> None:
         """Raises, once, what a call raises that cannot be given what it is: the forward goes no further."""
