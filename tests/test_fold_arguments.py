@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bntool.fold import fold
@@ -71,6 +72,7 @@ def deep_inside(self: Any, x: Tensor, flag: bool) -> Any:
     return normed(self.conv(x), flag)
 
 
+P = (1, 1, 1, 1)
 #: what runs, the example, other arguments
 OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] = {
     "a loop as long as a number": (looped, (X, 1), ((X, 2), (X, 0))),
@@ -91,6 +93,32 @@ OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] =
     ),
     "a flag that is matched": (matched, (X, True), ((X, False),)),
     "a flag that is handed on": (deep_inside, (X, True), ((X, False),)),
+    "how is padded": (
+        lambda s, x, m: s.conv(F.pad(s.norms[0](x), P, mode=m)),
+        (X, "reflect"),
+        ((X, "constant"),),
+    ),
+    "how much is padded": (
+        lambda s, x, n: s.conv(F.pad(s.norms[0](x), (n, n, n, n))),
+        (X, -1),
+        ((X, 1),),
+    ),
+    "what is padded with": (lambda s, x, v: s.conv(F.pad(s.norms[0](x), P, value=v)), (X, 0.0), ((X, 1.0),)),
+    "to what is cast": (
+        lambda s, x, t: s.conv(s.norms[0](x).to(t).double()),
+        (X, torch.float64),
+        ((X, torch.int32),),
+    ),
+    "whether a pool counts padding": (
+        lambda s, x, c: s.conv(F.avg_pool2d(s.norms[0](x), 3, 1, 1, count_include_pad=c)),
+        (X, False),
+        ((X, True),),
+    ),
+    "whether a slope is random": (
+        lambda s, x, t: s.norms[0](F.rrelu(s.conv(x), 0.3, 0.3, training=t)),
+        (X, False),
+        ((X, True),),
+    ),
     "a member of an enumeration": (
         lambda s, x, m: s.norms[0](s.conv(x)) if m is Mode.ONE else s.conv(x),
         (X, Mode.ONE),

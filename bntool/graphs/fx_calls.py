@@ -66,10 +66,10 @@ class Call:
         return self.known(self.get(position, name, default))
 
     def known(self, argument: Any) -> Any:
-        if isinstance(argument, fx.Node) and argument not in self.plain:
-            return UNKNOWN
-        values = fx.node.map_arg(argument, lambda n: self.sizes.value(n))
-        flat: list[Any] = []
+        def value(node: fx.Node) -> Any:
+            return self.sizes.value(node) if node in self.plain else UNKNOWN
+
+        values, flat = fx.node.map_arg(argument, value), list[Any]()
         fx.node.map_aggregate(values, flat.append)
         return UNKNOWN if any(v is UNKNOWN or isinstance(v, torch.Tensor) for v in flat) else values
 

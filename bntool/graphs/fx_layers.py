@@ -25,12 +25,12 @@ NO_BIAS = "it has no bias to take the shift, and modules alone cannot give it on
 def conv(rank: int) -> Build:
     def build(call: Call) -> Spec | None:
         padding, dilation = call.number(4, "padding", 0), call.number(5, "dilation", 1)
-        params = _weight_and_bias(call)
-        if params is None or padding is UNKNOWN:
+        params, groups = _weight_and_bias(call), call.number(6, "groups", 1)
+        if params is None or UNKNOWN in (padding, groups):
             return None
         kernel = params["weight"].shape[2:]
         padded = any(_padding(padding, kernel, dilation))
-        attrs = {"groups": call.number(6, "groups", 1), "rank": rank, "padded": padded, "no_bias": NO_BIAS}
+        attrs = {"groups": groups, "rank": rank, "padded": padded, "no_bias": NO_BIAS}
         attrs |= window(kernel, call.number(3, "stride", 1), padding, dilation)
         return Spec("conv", (call.get(0, "input"),), attrs, params)
 
@@ -48,13 +48,13 @@ def _padding(padding: Any, kernel: Sequence[int], dilation: Any) -> list[int]:
 
 def conv_transpose(rank: int) -> Build:
     def build(call: Call) -> Spec | None:
-        params = _weight_and_bias(call)
-        if params is None:
+        params, groups = _weight_and_bias(call), call.number(6, "groups", 1)
+        if params is None or groups is UNKNOWN:
             return None
         plain = all(k == 1 for k in params["weight"].shape[2:]) and _ones(call.number(3, "stride", 1))
         around = [call.number(4, "padding", 0), call.number(5, "output_padding", 0)]
         padded = not plain or any(map(nonzero, around))
-        attrs = {"groups": call.number(6, "groups", 1), "rank": rank, "padded": padded, "no_bias": NO_BIAS}
+        attrs = {"groups": groups, "rank": rank, "padded": padded, "no_bias": NO_BIAS}
         return Spec("conv_transpose", (call.get(0, "input"),), attrs, params)
 
     return build

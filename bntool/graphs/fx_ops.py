@@ -24,7 +24,8 @@ def max_pool(rank: int) -> Build:
 
 def avg_pool(rank: int) -> Build:
     def build(call: Call) -> Spec:
-        counted = nonzero(call.number(3, "padding", 0)) and bool(call.number(5, "count_include_pad", True))
+        not_counted = call.number(5, "count_include_pad", True) is False
+        counted = nonzero(call.number(3, "padding", 0)) and not not_counted
         # (a window that ceil_mode lets hang over counts no more padding than is given: its mean stays a mean)
         divisor = call.number(6, "divisor_override")
         attrs = {"dims": tuple(range(-rank, 0)), "counts_padding": counted or divisor is not None}
@@ -37,7 +38,7 @@ def avg_pool(rank: int) -> Build:
 def _pool_window(call: Call, rank: int) -> dict[str, Any]:
     taps = call.number(1, "kernel_size")
     taps = (taps,) * rank if isinstance(taps, int) else taps
-    if taps is UNKNOWN or call.number(4, "ceil_mode", False):
+    if taps is UNKNOWN or call.number(4, "ceil_mode", False) is not False:
         return {}
     return {
         "kernel_size": tuple(taps),
@@ -49,12 +50,12 @@ def _reduced(call: Call, name: str) -> tuple[tuple[int, ...], bool] | None:
     dims, rank = call.number(1, name, None), call.rank(call.get(0, "input"))
     if dims is None:
         dims = None if rank is None else tuple(range(-rank, 0))
-    dims = (dims,) if isinstance(dims, int) else dims
-    if dims is None or dims is UNKNOWN or not all(isinstance(d, int) for d in dims):
+    dims, keepdim = (dims,) if isinstance(dims, int) else dims, call.number(2, "keepdim", False)
+    if dims is None or UNKNOWN in (dims, keepdim) or not all(isinstance(d, int) for d in dims):
         return None
     if any(d >= 0 for d in dims) and rank is None:
         return None
-    return tuple(d - (rank or 0) if d >= 0 else d for d in dims), bool(call.number(2, "keepdim", False))
+    return tuple(d - (rank or 0) if d >= 0 else d for d in dims), bool(keepdim)
 
 
 def summed_parts(call: Call) -> tuple[fx.Node, ...]:
@@ -102,7 +103,7 @@ def interpolate(call: Call) -> Spec | None:
 def pad(call: Call) -> Spec | None:
     flat, mode = call.number(1, "pad"), call.number(2, "mode", "constant")
     value = call.number(3, "value", None)
-    if flat is UNKNOWN:
+    if UNKNOWN in (flat, mode, value):
         return None
     widths = tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
     return Spec("pad", (call.get(0, "input"),), {"widths": widths, "mode": mode, "value": value or 0.0})
@@ -188,7 +189,13 @@ def dropout(call: Call) -> Spec | None:
 
 
 def cast(call: Call) -> Spec | None:
-    """A cast passes maps where it only widens: then what it is given is kept exactly."""
+    """A cast passes maps where it only widens: then what it is given is kept exactly.
+
+    (Not where it is an argument of the model's that says to what.)
+    """
+    others = [call.sizes.value(n) for n in call.node.all_input_nodes[1:] if n not in call.plain]
+    if not all(isinstance(other, torch.Tensor) for other in others):
+        return None
     before, after = call.sizes.value(call.node.all_input_nodes[0]), call.sizes.value(call.node)
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return None
@@ -238,4 +245,4 @@ def prelu(call: Call) -> Spec | None:
 
 
 def rrelu(call: Call) -> Spec | None:
-    return None if call.number(3, "training", False) else Spec("relu", (call.get(0, "input"),))
+    return None if call.number(3, "training", False) is not False else Spec("relu", (call.get(0, "input"),))
