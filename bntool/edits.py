@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from bntool.errors import LoadError
+from bntool.graphs.fx_baked import bake
 from bntool.graphs.walk import modules_in
 from bntool.norms.layers import BatchNormAct
 from bntool.norms.stand_in import NormAct, Normed, StandIn
@@ -258,10 +258,8 @@ def _undrop_norm(model: nn.Module, edit: Edit) -> None:
 
 
 def _bake(model: nn.Module, edit: Edit) -> None:
-    """{"op": "bake", "path"}: parametrised tensors become plain ones with the values they have."""
-    module = model.get_submodule(edit["path"])
-    for name in list(module.parametrizations):  # type: ignore[arg-type]  # a ModuleDict where there is one
-        parametrize.remove_parametrizations(module, name)
+    """{"op": "bake", "path"}: tensors that are computed for every call become plain ones."""
+    bake(model.get_submodule(edit["path"]))
 
 
 def _add_bias(model: nn.Module, edit: Edit) -> None:

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from bntool.edits import record
+from bntool.graphs.fx_baked import computed_tensors
 from bntool.graphs.walk import modules_in
 from bntool.norms.stand_in import StandIn
 
 
 @dataclass
 class Part:
-    """One module: its class, those of its children, whether it has a bias, which tensors are parametrised."""
+    """One module: its class, those of its children, whether it has a bias, which tensors are computed."""
 
     kind: type[nn.Module]
     children: dict[str, type[nn.Module]]
     has_bias: bool
-    parametrised: tuple[str, ...]
+    computed: tuple[str, ...]
 
 
 Structure = dict[str, Part]
@@ -34,7 +34,7 @@ def structure_of(model: nn.Module) -> Structure:
 
 def part_of(module: nn.Module) -> Part:
     children = {name: _class(child) for name, child in module.named_children()} if module._modules else {}
-    names = tuple(module.parametrizations) if is_parametrised(module) else ()  # type: ignore[arg-type]
+    names = () if isinstance(module, StandIn) else tuple(computed_tensors(module))  # it shows its layer's
     bias = module._parameters["bias"] if "bias" in module._parameters else getattr(module, "bias", None)
     return Part(_class(module), children, bias is not None, names)
 
@@ -42,12 +42,6 @@ def part_of(module: nn.Module) -> Part:
 def _class(module: nn.Module) -> type[nn.Module]:
     """The module's class. (torch.fx makes one for every graph module, and another for its copy.)"""
     return fx.GraphModule if isinstance(module, fx.GraphModule) else type(module)
-
-
-def is_parametrised(module: nn.Module) -> bool:
-    """Whether it is itself: a stand-in shows what its layer has."""
-    here = "parametrizations" in module._modules
-    return here and not isinstance(module, StandIn) and parametrize.is_parametrized(module)
 
 
 def record_changes(before: Structure, after: nn.Module) -> None:
@@ -63,7 +57,7 @@ def changes(before: Structure, after: nn.Module) -> Iterator[dict[str, Any]]:
         if gone and any(above in gone for above in _upwards(path)):
             continue
         new = modules[path]
-        if old.parametrised and not is_parametrised(new):
+        if old.computed and not computed_tensors(new):
             gone.add(f"{path}.parametrizations" if path else "parametrizations")
             yield {"op": "bake", "path": path}
         elif _class(new) is not old.kind:

@@ -114,11 +114,6 @@ OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] =
         (X, False),
         ((X, True),),
     ),
-    "whether a slope is random": (
-        lambda s, x, t: s.norms[0](F.rrelu(s.conv(x), 0.3, 0.3, training=t)),
-        (X, False),
-        ((X, True),),
-    ),
     "a member of an enumeration": (
         lambda s, x, m: s.norms[0](s.conv(x)) if m is Mode.ONE else s.conv(x),
         (X, Mode.ONE),

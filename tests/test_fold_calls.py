@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 
 from bntool.edits import apply_plan
@@ -144,6 +144,7 @@ NORMED = {
     "spectral_norm": nn.utils.spectral_norm,
     "parametrized weight_norm": nn.utils.parametrizations.weight_norm,
     "parametrized spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
 }
 
 
@@ -156,6 +157,20 @@ def test_parametrized_layers_are_baked_on_the_copy(how: str) -> None:
     assert names(report.folded) == ["1"]
     assert "weight" in dict(result[0].named_parameters())
     assert "weight" not in dict(result[3].named_parameters())
+    fresh = chain(wrap(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), wrap(nn.Conv2d(4, 4, 1)))
+    apply_plan(fresh.double().eval(), report.plan).load_state_dict(result.state_dict())
+    assert_close(fresh(X), result(X))
+
+
+def test_a_pruned_norm_is_what_its_next_call_makes_it() -> None:
+    """(Between calls it has the gamma of the last one.)"""
+    model = prepared(chain(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), X)
+    prune.l1_unstructured(model[1], "weight", 1)
+    with torch.no_grad():
+        model[1].weight_orig.mul_(3)
+    result, report = folded(model, X, prepare=False)
+    assert names(report.folded) == ["1"]
+    assert not result[0].weight.any(dim=1).all()
 
 
 class ReadsItsComputedWeight(nn.Module):
@@ -195,8 +210,8 @@ def test_a_computed_weight_that_only_gets_a_bias_beside_it_stays_computed(form: 
     assert not isinstance(model.conv.bias, Tensor)
     if form == "module":
         fresh = apply_plan(ScalesBehindItsComputedWeight(), report.plan)
-        fresh.load_state_dict(result.state_dict())
-        assert_close(fresh.double().eval()(X), result(X))
+        fresh.double().eval().load_state_dict(result.state_dict())
+        assert_close(fresh(X), result(X))
 
 
 class Branchy(nn.Module):

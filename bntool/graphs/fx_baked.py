@@ -1,4 +1,5 @@
-"""Weights that are computed before every call: by a parametrization, or by a weight or spectral norm's hook.
+"""Weights that are computed before every call: by a parametrization, or by the hook of a weight norm, of a
+spectral norm or of pruning.
 
 Such a layer is analysed as what it is without that. Where a fold touches it the computed weight becomes a
 plain parameter ("baked") first.
@@ -6,13 +7,17 @@ plain parameter ("baked") first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-HOOKS = (WeightNorm, SpectralNorm)
+HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+Computing = WeightNorm | SpectralNorm | prune.BasePruningMethod
 
 
 def own_type(module: nn.Module) -> type[nn.Module]:
@@ -34,15 +39,39 @@ def is_torchs_own(module: nn.Module) -> bool:
     return not has_own_forward(module) and written == kind.__module__
 
 
-def computed_by_hook(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, HOOKS)]
+def computed_by_hook(module: nn.Module) -> dict[str, Computing]:
+    """The tensors that hooks compute, by name."""
+    hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, HOOKS)]
+    return {_name_of(hook): hook for hook in hooks}
+
+
+def _name_of(hook: Computing) -> str:
+    return str(hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name)
 
 
 def is_computed(module: nn.Module, name: str) -> bool:
     """Whether the tensor `name` of a module is computed anew for every call."""
-    if "parametrizations" in module._modules and parametrize.is_parametrized(module, name):
-        return True
-    return bool(module._forward_pre_hooks) and any(h.name == name for h in computed_by_hook(module))
+    return name in computed_tensors(module)
+
+
+def computed_tensors(module: nn.Module) -> list[str]:
+    """The names of the tensors that are computed anew for every call of the module itself."""
+    names = list(computed_by_hook(module)) if module._forward_pre_hooks else []
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
+        names += map(str, module.parametrizations)  # type: ignore[arg-type]
+    return names
+
+
+def held_tensor(module: nn.Module, name: str) -> object:
+    """What a module has under a name. (What a hook computes is there as it was for the last call.)"""
+    hook = computed_by_hook(module).get(name) if module._forward_pre_hooks else None
+    if hook is None:
+        return getattr(module, name, None)
+    with torch.no_grad():
+        if isinstance(hook, prune.BasePruningMethod):
+            return hook.apply_mask(module)
+        more = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
+        return hook.compute_weight(module, **more)
 
 
 def _give_own_class(module: nn.Module) -> None:
@@ -58,7 +87,22 @@ def bake(module: nn.Module) -> None:
         _give_own_class(module)
         for name in list(module.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(module, str(name), leave_parametrized=True)
-    for hook in computed_by_hook(module):
+    for name, hook in computed_by_hook(module).items():
         with torch.no_grad():
-            remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
-            remove(module, hook.name)
+            next(remove for kind, remove in REMOVE if isinstance(hook, kind))(module, name)
+
+
+def _remove_spectral_norm(module: nn.Module, name: str) -> None:
+    """(torch leaves the hook that reads a spectral norm's state, and which then misses it.)"""
+    remove_spectral_norm(module, name)
+    for key, hook in list(module._load_state_dict_pre_hooks.items()):
+        own = getattr(hook, "hook", hook)
+        if isinstance(own, SpectralNormLoadStateDictPreHook) and own.fn.name == name:
+            del module._load_state_dict_pre_hooks[key]
+
+
+REMOVE: tuple[tuple[type, Callable[[nn.Module, str], Any]], ...] = (
+    (WeightNorm, remove_weight_norm),
+    (SpectralNorm, _remove_spectral_norm),
+    (prune.BasePruningMethod, prune.remove),
+)

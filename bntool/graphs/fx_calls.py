@@ -14,7 +14,7 @@ from torch import fx, nn
 from bntool.algebra.affine import Array
 from bntool.graphs.aten_schema import argument, written
 from bntool.graphs.base import Param
-from bntool.graphs.fx_baked import is_computed
+from bntool.graphs.fx_baked import held_tensor, is_computed
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 from bntool.graphs.fx_values import IN_PLACE, says_in_place
 
@@ -150,7 +150,7 @@ def module_params(module: nn.Module, path: str, names: dict[str, str]) -> dict[s
     result = {}
     for neutral, attr in names.items():
         held = module._parameters if attr in module._parameters else module._buffers
-        tensor = held[attr] if attr in held else getattr(module, attr, None)
+        tensor = held[attr] if attr in held else held_tensor(module, attr)
         if isinstance(tensor, torch.Tensor):
             result[neutral] = param_of(tensor, f"{path}.{attr}" if path else attr)
             if is_computed(module, attr):
