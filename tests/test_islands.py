@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from bntool.fold import fold, fold_
 from tests.folding import ConvNorm, error, folded, names, prepared, reason
@@ -165,3 +166,44 @@ def test_lists_of_layers_that_are_taken_apart_are_left_alone(whole: bool) -> Non
     result = fold(model, (X,), verify=False)
     assert len(result.report.folded) == (2 if whole else 0)
     assert error(model, result.model, X) < 1e-11
+
+
+class Collected(nn.Module):
+    """Hooks collect what its parts give, and no trace calls those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(4, 4, 1), Gathering()
+
+    def __init_subclass__(cls) -> None:
+        cls.tags = list(cls.__dict__)
+
+    def float(self) -> Any:
+        return self.apply(lambda module: module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = list[Tensor]()
+        handle = register_module_forward_hook(
+            lambda module, _, output: found.append(output) if isinstance(output, Tensor) else None
+        )
+        try:
+            self.body(x)
+        finally:
+            handle.remove()
+        return self.head(tuple(found)).float()
+
+
+class Gathering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, found: tuple[Tensor, ...], **unused: Any) -> Tensor:
+        return self.norm(self.conv(found[-1] + len(found))).tanh()
+
+
+def test_what_fails_only_for_what_a_trace_gives_it_is_an_island() -> None:
+    model = prepared(Collected(), X)
+    result = fold(model, X)
+    assert names(result.report.folded) == ["head.norm"]
+    assert torch.allclose(result.model(X), model(X), rtol=0, atol=1e-6)

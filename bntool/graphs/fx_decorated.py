@@ -35,10 +35,11 @@ def hands_on(forward: Callable[..., Any], given: Inputs | None, as_given: bool) 
 
 
 def further(forward: Callable[..., Any], *, asked_for: bool = False) -> list[str]:
-    """Its `*args` and `**kwargs`; those only with which it does more than hand them on, if `asked_for`."""
+    """Its `*args` and `**kwargs`, if it does anything with them; if `asked_for`, more than hand them on."""
     inner: Any = inspect.unwrap(forward)
     found = [p for p in inspect.signature(inner).parameters.values() if p.kind in VARIABLE]
-    own = [written(p) for p in found if not asked_for or _asked_for(inner.__code__, p.name)]
+    counts = _asked_for if asked_for else _is_read
+    own = [written(p) for p in found if counts(inner.__code__, p.name)]
     return own if asked_for else list(dict.fromkeys([*_of_decorators(forward), *own]))
 
 
@@ -97,6 +98,10 @@ def _asked_for(code: CodeType, name: str) -> bool:
     return name in code.co_cellvars or not all(
         then in ("DICT_MERGE", "LIST_EXTEND", "CALL_FUNCTION_EX", "BUILD_MAP") for then in reads
     )
+
+
+def _is_read(code: CodeType, name: str) -> bool:
+    return name in code.co_cellvars or any(_reads(code, name))
 
 
 def _reads(code: CodeType, name: str) -> Iterator[str]:

@@ -131,7 +131,11 @@ def _ways(
     leaf: Callable[[nn.Module, str], bool],
     **options: bool,
 ) -> list[Way] | None:
-    """Every way through `part` around what cannot be traced; None if that is its own forward."""
+    """Every way through `part` around what cannot be traced; None if that is its own forward.
+
+    (Then what could not be traced within it may have been given what it never is: it is tried by itself.)
+    """
+    before = set(graph.dark), dict(graph.kept), list(graph.notes)
     while True:
         ways = ways_through(part, leaf, inputs, kept=graph.kept, **options)
         if not isinstance(ways, Failed):
@@ -141,6 +145,8 @@ def _ways(
             failed = prefix
         whole = options["sizes_decide"]
         advice = "; example inputs may help" if whole and inputs is None and ways.sizes_may_help else ""
+        if failed == prefix:
+            graph.dark, graph.kept, graph.notes = before
         graph.notes.append(f"{failed or 'the model'} {ways.why}: its inside is analysed in parts{advice}")
         graph.dark.add(failed)
         if ways.keeps:

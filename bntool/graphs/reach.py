@@ -24,6 +24,8 @@ EVERYTHING = names(
     "state_dict load_state_dict get_submodule get_parameter apply _modules _parameters _buffers __dict__ "
     "getattr setattr vars"
 )
+#: special methods that run when a class is made, not when a module is called
+OF_CLASSES = names("__init_subclass__ __class_getitem__ __set_name__ __new__")
 ITEMS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
@@ -88,19 +90,30 @@ def _reached(trees: list[ast.AST]) -> list[ast.FunctionDef]:
     at_first = [m for m in methods if m.name == "__init__"]
     plain = [part for c in classes for part in c.body if not isinstance(part, ast.FunctionDef)]
     named = _not_only_called(at_first) | {n.id for p in plain for n in ast.walk(p) if isinstance(n, ast.Name)}
-    named |= {"forward"} | {m.name for m in methods if m.name.startswith("__")}
+    named |= {"forward"} | {m.name for m in methods if m.name.startswith("__")} - OF_CLASSES
     reached: list[ast.FunctionDef] = []
     todo = [m for m in methods if m not in at_first]
     while more := [m for m in todo if m.name in named]:
         reached += more
         todo = [m for m in todo if m not in more]
-        named |= {name for m in more for name in _attributes(m)}
+        named |= {name for m in more for name in _own_attributes(m)}
     return reached
 
 
 def _attributes(method: ast.FunctionDef) -> set[str]:
     plain = {n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute)}
     return plain | set(map(_word, _by_word(method)))
+
+
+def _own_attributes(method: ast.FunctionDef) -> set[str]:
+    """What it names of the module itself: `x.float()` of a tensor is no method of its."""
+    own = {n.attr for n in ast.walk(method) if _of(n, _itself(method)) or _of_class(n)}
+    return own | set(map(_word, _by_word(method)))
+
+
+def _of_class(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    """`super().step`, `type(self).step`"""
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call) and _looks_only(node.value)
 
 
 def _by_word(method: ast.FunctionDef) -> list[ast.Call]:
