@@ -195,6 +195,47 @@ def test_mistakes_end_in_one_message(run: Run, line: list[str], code: int, words
     assert len(done.err.strip().splitlines()) == 1
 
 
+TALKATIVE = """
+import torch
+from torch import nn
+
+
+class Talkative(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        for norm in (self.norm, self.last):
+            nn.init.ones_(norm.bias)
+
+    def forward(self, x):
+        print("in the forward")
+        return self.last(self.norm(self.conv(x)).relu())
+
+
+def net():
+    print("in the factory")
+    return Talkative()
+
+
+def broken():
+    model = Talkative()
+    model.last.running_var[0] = float("nan")
+    return model
+"""
+SHAPE = ("--input", "2x3x5x5")
+
+
+def test_what_a_model_prints_is_no_part_of_the_result(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    for line in (["fold"], ["verify", "talkative.py:net"], ["inspect"]):
+        line = [*line, "talkative.py:net"]
+        done = run(*line, *SHAPE, "--json")
+        assert done.json["schema_version"] == 1
+        assert "in the factory" in done.err
+        assert "in the forward" in done.err
+        assert "in the f" not in run(*line, *SHAPE).out
+
+
 def test_quiet_and_json_leave_stderr_and_stdout_clean(run: Run) -> None:
     done = run("fold", ref("branchy"), "-q", "--json")
     assert done.err == ""
