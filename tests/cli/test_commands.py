@@ -236,6 +236,32 @@ def test_what_a_model_prints_is_no_part_of_the_result(run: Run) -> None:
         assert "in the f" not in run(*line, *SHAPE).out
 
 
+def test_the_tables_say_what_the_json_says(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    report = run("fold", "talkative.py:net", *SHAPE, "--json").json
+    lines = [line.split() for line in run("fold", "talkative.py:net", *SHAPE).out.splitlines()]
+    (entry,) = report["folded"]
+    figures = [entry[f"{what}_saved"] for what in ("parameters", "macs", "bytes")]
+    assert figures == [2 * 4 - 4, 2 * 4 * 5 * 5, 4 * (4 * 4 - 4) + 8]
+    assert ["norm", "1", "to", "1", "after", "conv", *map(str, figures)] in lines
+    for one in report["verification"]["runs"]:
+        (output,) = one["outputs"]
+        errors = [f"{output['max_abs']:.2e}", f"{output['max_rel']:.2e}"]
+        assert ["output", str(one["batch"]), *errors, "0", "100.00%"] in lines
+
+
+def test_fold_says_what_its_verification_is_worth(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    done = run("fold", "talkative.py:broken", *SHAPE)
+    assert "the reference itself gives values that are not finite" in done.err
+
+
+def test_models_that_cannot_be_paired_have_no_empty_table(run: Run) -> None:
+    Path("talkative.py").write_text("from torch import nn\n\ndef net(to=4):\n    return nn.Linear(3, to)\n")
+    done = run("verify", "talkative.py:net", "talkative.py:net(to=5)", "--input", "2x3", code=6)
+    assert done.out.startswith("different: shapes differ")
+
+
 def test_quiet_and_json_leave_stderr_and_stdout_clean(run: Run) -> None:
     done = run("fold", ref("branchy"), "-q", "--json")
     assert done.err == ""
