@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from bntool.algebra.absorbing import PADDED
 from bntool.algebra.affine import ChannelAffine
+from bntool.globs import matches
 from bntool.graphs.base import Graph
 from bntool.plan import Norm, Plan, Step
 from bntool.report.savings import Grown, Savings, new_biases
@@ -30,6 +31,7 @@ def report_of(
     graph: Seen,
     *,
     notes: Sequence[str] = (),
+    keep: Sequence[str] = (),
     verification: Any = None,
     macs: bool = True,
     grown: Grown | None = None,
@@ -37,15 +39,22 @@ def report_of(
 ) -> FoldReport:
     """What became of every norm and what it saves; `graph` adds those the plan never met.
 
-    `advice` says of parts of reasons what to write instead. `grown` is what layers hold more than before,
-    where that is more than new biases. Counting MACs works out the sizes of every value: a tenth of the time
-    of a fold.
+    `keep` are the globs that the plan was made with. `advice` says of parts of reasons what to write instead.
+    `grown` is what layers hold more than before, where that is more than new biases. Counting MACs works out
+    the sizes of every value: a tenth of the time of a fold.
     """
     savings = Savings(plan, graph, new_biases(plan) if grown is None else grown)
     folded = [entry for step in plan.steps for entry in _folded(step, savings, macs)]
     kept = [entry for norm, reason in plan.kept for entry in _kept(norm, _advised(reason, advice))]
     kept += [FoldEntry(name, reason=reason) for name, reason in graph.left_out()]
-    return FoldReport(len(folded) + len(kept), folded, kept, verification, list(notes))
+    notes = [*notes, *_unmet(keep, kept)]
+    return FoldReport(len(folded) + len(kept), folded, kept, verification, notes)
+
+
+def _unmet(keep: Sequence[str], kept: Sequence[FoldEntry]) -> list[str]:
+    """A note on every glob that keeps nothing: with a slip in it, a norm goes that was to stay."""
+    idle = [glob for glob in keep if not any(matches(entry.name, [glob]) for entry in kept)]
+    return [f"no norm is named {glob!r}, which was to be kept" for glob in idle]
 
 
 def _folded(step: Step, savings: Savings, macs: bool) -> list[FoldEntry]:

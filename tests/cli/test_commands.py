@@ -256,6 +256,23 @@ def test_fold_says_what_its_verification_is_worth(run: Run) -> None:
     assert "the reference itself gives values that are not finite" in done.err
 
 
+def test_a_glob_that_keeps_nothing_is_noted(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    run("fold", "talkative.py:net", *SHAPE, "--keep", "*", "-o", "normed.onnx")
+    run("fold", "talkative.py:net", *SHAPE, "--keep", "*", "-o", "normed.pt2")
+    module = ["talkative.py:net", *SHAPE]
+    for line in (module, [*module, "--merge"], ["normed.onnx"], ["normed.pt2"]):
+        report = run("fold", *line, "--keep", "nrom", "--keep", "las*", "--json").json
+        assert report["notes"] == ["no norm is named 'nrom', which was to be kept"]
+
+
+def test_inputs_that_do_not_fit_are_said_to_be_so_also_where_nothing_folds(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    line = ("fold", "talkative.py:net", "--keep", "*", "--input", "2x4x5x5")
+    assert "the model raised" in run(*line, code=4).err
+    assert len(run(*line, "--no-verify", "--json").json["kept"]) == 2
+
+
 def test_models_that_cannot_be_paired_have_no_empty_table(run: Run) -> None:
     Path("talkative.py").write_text("from torch import nn\n\ndef net(to=4):\n    return nn.Linear(3, to)\n")
     done = run("verify", "talkative.py:net", "talkative.py:net(to=5)", "--input", "2x3", code=6)
