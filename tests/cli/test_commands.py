@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bntool
+from bntool.errors import BntoolError
 from tests.cli.conftest import ROOT, Run
 
 NAMES = sorted(path.stem for path in (ROOT / "sample_models").glob("*.py"))
@@ -277,6 +278,30 @@ def test_models_that_cannot_be_paired_have_no_empty_table(run: Run) -> None:
     Path("talkative.py").write_text("from torch import nn\n\ndef net(to=4):\n    return nn.Linear(3, to)\n")
     done = run("verify", "talkative.py:net", "talkative.py:net(to=5)", "--input", "2x3", code=6)
     assert done.out.startswith("different: shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["fold", "empty"], "missing or damaged. Name a folder that -o wrote."),
+        (["fold", "no.such:net"], "there is no module 'no'. Check the name"),
+        (["fold", "lone.onnx"], "is missing. Put it beside the model."),
+    ],
+)
+def test_messages_end_in_what_to_do(run: Run, line: list[str], words: str) -> None:
+    Path("empty").mkdir()
+    tensor = onnx_ir.tensor(np.ones((4, 4, 1, 1), "float32"), name="w")
+    run("export", ref("resnet"), "-o", "lone.onnx")
+    model = onnx_ir.load("lone.onnx")
+    model.graph.initializers["w"] = onnx_ir.Value(name="w", const_value=tensor)
+    onnx_ir.save(model, "lone.onnx", external_data="lone.data")
+    Path("lone.data").unlink()
+    assert words in run(*line, code=3).err
+
+
+def test_a_question_ends_in_its_own_mark() -> None:
+    assert str(BntoolError("is it?", next="Look.")) == "is it? Look."
+    assert str(BntoolError("it is", next="Look.")) == "it is. Look."
 
 
 def test_quiet_and_json_leave_stderr_and_stdout_clean(run: Run) -> None:
