@@ -153,6 +153,8 @@ def test_merged_layers_and_their_norms_lose_what_the_report_says() -> None:
     assert all(e.parameters_saved == 8 for e in result.report.folded if e.side == "merged")
     assert [set(m.replaces) for m in result.report.merged] == [{"narrow", "wide"}, {"a", "b"}]
     assert all(m.macs_saved for m in result.report.merged)
+    alone = {e.name: (e.scale_min, e.scale_max) for e in bntool.fold(model, X, keep="*").report.kept}
+    assert all(alone[e.name] == (e.scale_min, e.scale_max) for e in result.report.folded)
 
 
 def test_merged_programs_and_files_lose_what_the_report_says() -> None:

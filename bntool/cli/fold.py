@@ -149,9 +149,14 @@ def scales(entry: FoldEntry) -> str:
     return f"{entry.scale_min:.3g} to {entry.scale_max:.3g}"
 
 
+def target(entry: FoldEntry) -> str:
+    """Where a norm went: "after conv", or the layer it was merged into."""
+    return f"into {entry.into}" if entry.side == "merged" else f"{entry.side} {entry.into}"
+
+
 def fold_tables(report: FoldReport, *, done: str) -> None:
     """A line per norm: where it goes and what that saves, or why it stays."""
-    rows = [(e.name, scales(e), f"{e.side} {e.into}", *savings([e])) for e in report.folded]
+    rows = [(e.name, scales(e), target(e), *savings([e])) for e in report.folded]
     rows += [(e.name, "", f"replaces {', '.join(e.replaces)}", *savings([e])) for e in report.merged]
     figures = ("parameters saved", "MACs saved", "bytes saved")
     if rows:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from bntool.algebra.absorbing import PADDED
-from bntool.algebra.affine import ChannelAffine
+from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.globs import matches
 from bntool.graphs.base import Graph
 from bntool.plan import Norm, Plan, Step
@@ -59,7 +59,7 @@ def _unmet(keep: Sequence[str], kept: Sequence[FoldEntry]) -> list[str]:
 
 def _folded(step: Step, savings: Savings, macs: bool) -> list[FoldEntry]:
     """One entry for every name; what they share is counted with the first."""
-    low, high = _range(step.norm)
+    low, high = scale_range(step.norm.map)
     entries, saved = [], savings.of(step)
     for name in step.norm.names:
         calls = [call for call in step.norm.calls if place(call) == name]
@@ -70,7 +70,7 @@ def _folded(step: Step, savings: Savings, macs: bool) -> list[FoldEntry]:
 
 
 def _kept(norm: Norm, reason: str) -> list[FoldEntry]:
-    low, high = _range(norm)
+    low, high = scale_range(norm.map)
     return [FoldEntry(name, reason=reason, scale_min=low, scale_max=high) for name in norm.names]
 
 
@@ -80,7 +80,8 @@ def _advised(reason: str, advice: Mapping[str, str]) -> str:
     return reason
 
 
-def _range(norm: Norm) -> tuple[float | None, float | None]:
-    if not isinstance(norm.map, ChannelAffine) or not norm.map.scale.size:
+def scale_range(own: ChannelAffine | Blocked) -> tuple[float | None, float | None]:
+    """(least, greatest) over the channels of a norm; None where it has no map."""
+    if not isinstance(own, ChannelAffine) or not own.scale.size:
         return None, None
-    return float(norm.map.scale.min()), float(norm.map.scale.max())
+    return float(own.scale.min()), float(own.scale.max())
