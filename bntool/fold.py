@@ -102,7 +102,7 @@ def _fold_graph(
     check: _Check,
     progress: Progress,
 ) -> Result[Any, FoldReport]:
-    from bntool.fold_graph import folded_graph
+    from bntool.fold_graph import folded_graph, grown
 
     progress("fold", 0, 2)
     arguments = call_arguments(example_inputs)
@@ -117,8 +117,17 @@ def _fold_graph(
     progress("fold", 2, 2)
     notes = [*job.graph.notes, *form.notes]
     advice = {} if options["pad_values"] else ADVICE
-    report = report_of(job.plan, job.graph, notes=notes, keep=keep, verification=verification, advice=advice)
-    return Result(form.model, with_merged(report, form.merged))
+    report = report_of(
+        job.plan,
+        job.graph,
+        notes=notes,
+        keep=keep,
+        verification=verification,
+        grown=grown(form, job),
+        advice=advice,
+    )
+    folded_before = [replace(e, macs_saved=form.padded.get(e.name, e.macs_saved)) for e in report.folded]
+    return Result(form.model, with_merged(replace(report, folded=folded_before), form.merged))
 
 
 def _fold_module(
