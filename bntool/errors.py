@@ -18,7 +18,8 @@ class BntoolError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}. {self.next}" if self.next else head
+        ended = head if head.endswith("?") else f"{head}."
+        return f"{ended} {self.next}" if self.next else head
 
 
 def on_one_line(text: object, most: int = 300) -> str:

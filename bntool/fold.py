@@ -102,7 +102,7 @@ def _fold_graph(
     check: _Check,
     progress: Progress,
 ) -> Result[Any, FoldReport]:
-    from bntool.fold_graph import folded_graph
+    from bntool.fold_graph import folded_graph, grown
 
     progress("fold", 0, 2)
     arguments = call_arguments(example_inputs)
@@ -117,8 +117,17 @@ def _fold_graph(
     progress("fold", 2, 2)
     notes = [*job.graph.notes, *form.notes]
     advice = {} if options["pad_values"] else ADVICE
-    report = report_of(job.plan, job.graph, notes=notes, verification=verification, advice=advice)
-    return Result(form.model, with_merged(report, form.merged))
+    report = report_of(
+        job.plan,
+        job.graph,
+        notes=notes,
+        keep=keep,
+        verification=verification,
+        grown=grown(form, job),
+        advice=advice,
+    )
+    folded_before = [replace(e, macs_saved=form.padded.get(e.name, e.macs_saved)) for e in report.folded]
+    return Result(form.model, with_merged(replace(report, folded=folded_before), form.merged))
 
 
 def _fold_module(
@@ -131,7 +140,7 @@ def _fold_module(
     job = Job(model, call_arguments(example_inputs), keep)
     with collector_paused():
         folded = job.run()
-        report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=check.wanted)
+        report = report_of(job.plan, job.graph, notes=job.graph.notes, keep=keep, macs=check.wanted)
         report = replace(report, plan=plan_of(folded))
     progress("fold", 1, 2)
     if job.plan.steps:
@@ -141,6 +150,8 @@ def _fold_module(
 
         found = check(job.model, folded, example_inputs, job.plan.names, refold)
         report = replace(report, verification=found)
+    else:
+        check.insist_that_it_runs(job.model, example_inputs)
     progress("fold", 2, 2)
     return Result(folded, report)
 
@@ -157,6 +168,15 @@ class _Check:
         if not self.wanted or inputs is None:
             return None
         return checked(model, folded, inputs, names, refold, tolerance=self.tolerance, where="the model")
+
+    def insist_that_it_runs(self, model: Any, inputs: Any) -> None:
+        """Where nothing went there is nothing to compare, but reasons found with inputs on which the model
+        raises say nothing. Raises: RunError.
+        """
+        from bntool.sources.running import runnable
+
+        if self.wanted and inputs is not None:
+            runnable(model)(inputs)
 
 
 def fold_(
@@ -178,7 +198,7 @@ def fold_(
     job = Job(model, call_arguments(example_inputs), listed(keep), in_place=True)
     with collector_paused():
         job.run()
-        report = report_of(job.plan, job.graph, notes=job.graph.notes, macs=False)
+        report = report_of(job.plan, job.graph, notes=job.graph.notes, keep=job.keep, macs=False)
         report = replace(report, plan=plan_of(model))
     progress("fold", 1, 1)
     return Result(model, report)

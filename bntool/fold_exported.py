@@ -60,7 +60,9 @@ def fold_program(
         )
     progress("verify", 2, 2)
     notes = made.graph.notes
-    report = report_of(made.plan, made.graph, notes=notes, verification=verification, advice=EXPORTED)
+    report = report_of(
+        made.plan, made.graph, notes=notes, keep=keep, verification=verification, advice=EXPORTED
+    )
     return Result(made.program, with_merged(report, made.merged))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from torch import fx, nn
@@ -11,7 +12,9 @@ from torch import fx, nn
 from bntool.copying import copied
 from bntool.edits import leave_plan
 from bntool.fold_job import Job
+from bntool.graphs.base import Node
 from bntool.graphs.fx_graph_form import (
+    copy_of,
     functions_to_modules,
     hold_constants,
     share_equal,
@@ -26,6 +29,8 @@ from bntool.merging import merge_branches
 from bntool.padding import move_padding
 from bntool.pooling.batches import Call
 from bntool.report.merges import Merged
+from bntool.report.savings import Grown, new_biases, size_of
+from bntool.search import is_norm, place
 from bntool.tracing import DROPOUTS, carry_hooks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -34,11 +39,13 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 @dataclass(frozen=True)
 class GraphForm:
     """A model on its way to a folded graph: `merged` are the layers that took others in, `shared` those that
-    were split, `tied` the parameters that were copied, each with what it is a copy of.
+    were split, `tied` the parameters that were copied, each with what it is a copy of; `padded` the norms for
+    which padding got values, with the MACs that they took before it.
     """
 
     model: nn.Module
     merged: tuple[Merged, ...] = ()
+    padded: Mapping[str, int | None] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -76,12 +83,17 @@ def graph_form(
         shared = split_shared(traced) if split else []
         tied = untie(traced) if split else []
     merged: Sequence[Merged] = ()
+    padded: dict[str, int | None] = {}
     if merge and arguments is not None:
         model, merged = merge_branches(model, arguments, keep=keep)
     if pad_values and isinstance(model, fx.GraphModule):
-        moved = move_padding(model, module_graph(model, arguments), keep)
-        notes.extend(f"{name} goes into what pads: with other values instead of zeros" for name in moved)
-    return GraphForm(model, tuple(merged), tuple(shared), tuple(tied), tuple(notes))
+        graph = module_graph(model, arguments)
+        shapes = {place(node): graph.shape(node) for node in graph.nodes if is_norm(node)}
+        for name in move_padding(model, graph, keep):
+            shape = shapes[name]
+            padded[name] = None if shape is None else prod(shape)
+        notes.extend(f"{name} goes into what pads: with other values instead of zeros" for name in padded)
+    return GraphForm(model, tuple(merged), padded, tuple(shared), tuple(tied), tuple(notes))
 
 
 def _traced(model: nn.Module, arguments: Arguments | None) -> fx.GraphModule | None:
@@ -130,6 +142,39 @@ def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str],
         tie_equal(form.model, form.tied)
         form = replace(form, notes=(*form.notes, *_of_eval_mode(form.model)))
     return form
+
+
+def grown(form: GraphForm, job: Job) -> Grown:
+    """What layers hold more than before: new biases, copies of what was shared, values to pad with."""
+    layers = {place(node): node for node in job.graph.nodes if node.owner is not None}
+    more = [(owner, size) for owner, size in new_biases(job.plan).items()]
+    for stem in form.shared:
+        more += _copies(form.model, job, [n for name, n in layers.items() if copy_of(name, stem)])
+    held = dict(form.model.named_parameters())  # each once, under its first name
+    for own, original in form.tied:
+        names = [name.rpartition(".")[0] for name in (own, original)]
+        owner = next((o for n in names if n in layers and (o := layers[n].owner) in job.plan.changes), None)
+        if own in held and owner is not None:
+            more.append((owner, (held[own].numel(), held[own].nbytes)))
+    for step in job.plan.steps:
+        if step.norm.names[0] in form.padded:
+            mean = step.norm.calls[0].params["mean"]
+            more.append((step.absorbed[0].node.owner, (0, size_of(mean.shape, mean)[1])))
+    total: Grown = {}
+    for owner, (values, size) in more:
+        before = total.get(owner, (0, 0))
+        total[owner] = (before[0] + values, before[1] + size)
+    return total
+
+
+def _copies(model: nn.Module, job: Job, layers: list[Node]) -> list[tuple[Hashable, tuple[int, int]]]:
+    """What copies of one layer take that are still there: one of them is the layer itself."""
+    left = dict(model.named_modules())
+    there = [node for node in layers if place(node) in left]
+    there.sort(key=lambda node: node.owner in job.plan.changes)
+    sizes = [[size_of(p.shape, p) for p in node.params.values()] for node in there[1:]]
+    sums = [(sum(values for values, _ in each), sum(size for _, size in each)) for each in sizes]
+    return [(node.owner, size) for node, size in zip(there[1:], sums, strict=True)]
 
 
 def _of_eval_mode(module: fx.GraphModule) -> list[str]:

@@ -70,6 +70,7 @@ def _report(folding: Folding, plan: Plan, verification: Verification | None) -> 
         plan,
         folding.graph,
         notes=folding.notes,
+        keep=folding.keep,
         verification=verification,
         grown=folding.grown,
         advice=EXPORTED,

@@ -255,10 +255,11 @@ def _is_read(call: Node) -> bool:
 
 def find_norms(calls: Mapping[Hashable, list[Node]]) -> list[Norm]:
     groups = [group for group in calls.values() if is_norm(group[0])]
-    return [Norm(tuple(dict.fromkeys(map(place, group))), group, _own_map(group[0])) for group in groups]
+    return [Norm(tuple(dict.fromkeys(map(place, group))), group, own_map(group[0])) for group in groups]
 
 
-def _own_map(node: Node) -> ChannelAffine | Blocked:
+def own_map(node: Node) -> ChannelAffine | Blocked:
+    """What a norm does by itself."""
     if node.attrs.get("training"):
         return Blocked("it is in train mode and normalises with the statistics of each batch")
     odd = next((param for param in node.params.values() if param.own_class), None)

@@ -153,6 +153,55 @@ def test_merged_layers_and_their_norms_lose_what_the_report_says() -> None:
     assert all(e.parameters_saved == 8 for e in result.report.folded if e.side == "merged")
     assert [set(m.replaces) for m in result.report.merged] == [{"narrow", "wide"}, {"a", "b"}]
     assert all(m.macs_saved for m in result.report.merged)
+    alone = {e.name: (e.scale_min, e.scale_max) for e in bntool.fold(model, X, keep="*").report.kept}
+    assert all(alone[e.name] == (e.scale_min, e.scale_max) for e in result.report.folded)
+
+
+class Padded(nn.Module):
+    """A norm before zeros that only another value can stand for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x.tanh()))
+
+
+class EachItsOwn(nn.Module):
+    """A layer called three times, two of them with a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.conv(x)).tanh() + self.b(self.conv(x.tanh())).tanh() + self.conv(x.abs()).tanh()
+
+
+class OneWeight(nn.Module):
+    """Two layers with one weight, each with a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.a, self.b = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.one(x)).tanh() + self.b(self.two(x)).tanh()
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [(Padded, "pad_values"), (EachItsOwn, "split"), (OneWeight, "split")]
+)
+def test_what_a_fold_adds_is_taken_off(kind: type[nn.Module], option: str) -> None:
+    """Copies of a layer or a weight that others share, and values to pad with."""
+    torch.manual_seed(0)
+    model = randomise_norms(kind().eval(), (X,))
+    report = (result := bntool.fold(model, X, form="graph", **{option: True})).report
+    assert not report.kept
+    assert said(report) == (*lost(module_size(model), module_size(result.model)), norm_macs(model))
 
 
 def test_merged_programs_and_files_lose_what_the_report_says() -> None:

@@ -85,7 +85,8 @@ def command(run: Callable[..., int | None]) -> Callable[..., int | None]:
         talk = {name: arguments.pop(name) for name in _TALK}
         screen.settings.quiet, screen.settings.verbose = talk["quiet"], talk["verbose"]
         screen.settings.debug = talk["debug"]
-        return run(**arguments)
+        with screen.results_alone():
+            return run(**arguments)
 
     signature = inspect.signature(run, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -111,11 +111,23 @@ def closing_line(output: Path | None, *, dry_run: bool) -> str:
     return f"written: {output}" if output is not None else "nothing written: pass -o to write the result"
 
 
+def show_verification(found: Verification) -> None:
+    """How far the result is from the original, on every output, and what to know about that."""
+    verification_table(found)
+    screen.say(verification_line(found))
+    verification_notes(found)
+
+
 def verification_line(found: Verification) -> str:
     """One line on how far the result is from the original."""
-    batches = " and ".join(dict.fromkeys(str(run.batch) for run in found.runs if run.batch is not None))
+    batches = ", ".join(dict.fromkeys(str(run.batch) for run in found.runs if run.batch is not None))
     head = f"verified: largest difference {found.smallest_tolerance:.1e} of the output"
     return f"{head} (allowed {found.tolerance:.1e}{f', batch {batches}' if batches else ''})"
+
+
+def verification_notes(found: Verification) -> None:
+    for note in found.notes:
+        screen.note(f"note: {note}")
 
 
 def verification_table(found: Verification) -> None:
@@ -127,4 +139,5 @@ def verification_table(found: Verification) -> None:
             figures = (f"{out.max_abs:.2e}", f"{out.max_rel:.2e}", out.non_finite, agreement)
             rows.append((out.output or "output", "" if run.batch is None else run.batch, *figures))
     columns = ("output", "batch", "max abs error", "max rel error", "not finite", "argmax agrees")
-    screen.table(columns, rows, right=columns[1:])
+    if rows:  # outputs that cannot be paired have none
+        screen.table(columns, rows, right=columns[1:])

@@ -12,7 +12,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "fold": (
         "bntool fold nets.py:net --input 1x3x224x224 -o folded",
         "bntool fold model.onnx -o folded.onnx",
-        "bntool fold nets.py:repvgg --merge -o merged.pt2",
+        "bntool fold nets.py:net --merge -o merged.pt2",
     ),
     "inspect": ('bntool inspect "nets.py:resnet(depth=50)" --input 1x3x224x224',),
     "verify": ("bntool verify nets.py:net folded.onnx",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,7 +120,7 @@ def _present(
     def show_both() -> None:
         show(report)
         if found is not None:
-            screen.say(delivery.verification_line(found))
+            delivery.show_verification(found)
 
     document = {**report.to_dict(), "verification": found.to_dict() if found else None}
     delivery.present(document, show_both, written, dry_run=dry_run, as_json=as_json)
@@ -127,19 +128,18 @@ def _present(
 
 def show(report: FoldReport) -> None:
     """A line per norm, then how many went."""
-    fold_table(report, done="folded")
+    fold_tables(report, done="folded")
     screen.say(f"{len(report.folded)} of {report.found} norms folded, {len(report.kept)} kept")
     if report.folded or report.merged:
-        screen.say(f"saved: {savings(report)}")
+        parameters, macs, size = savings([*report.folded, *report.merged])
+        screen.say(f"saved: {parameters} parameters, {size} bytes" + (f", {macs} MACs" if macs else ""))
 
 
-def savings(report: FoldReport) -> str:
-    """What all folds and merges together take away (a negative number is what they add)."""
-    entries: list[FoldEntry | MergedLayer] = [*report.folded, *report.merged]
+def savings(entries: Sequence[FoldEntry | MergedLayer]) -> tuple[str, str, str]:
+    """(parameters, MACs, bytes) that go, together; negative for what is added. MACs are maybe not known."""
     macs = [e.macs_saved for e in entries if e.macs_saved is not None]
     parameters, size = sum(e.parameters_saved for e in entries), sum(e.bytes_saved for e in entries)
-    parts = [f"{parameters:,} parameters", f"{size:,} bytes"]
-    return ", ".join([*parts, *([f"{sum(macs):,} MACs"] if macs else [])])
+    return f"{parameters:,}", f"{sum(macs):,}" if macs else "", f"{size:,}"
 
 
 def scales(entry: FoldEntry) -> str:
@@ -149,11 +149,19 @@ def scales(entry: FoldEntry) -> str:
     return f"{entry.scale_min:.3g} to {entry.scale_max:.3g}"
 
 
-def fold_table(report: FoldReport, *, done: str) -> None:
-    """A line per norm: where it goes, or why it stays."""
-    rows = [(e.name, done, scales(e), f"{e.side} {e.into}") for e in report.folded]
-    rows += [(e.name, "kept", scales(e), e.reason) for e in report.kept]
+def target(entry: FoldEntry) -> str:
+    """Where a norm went: "after conv", or the layer it was merged into."""
+    return f"into {entry.into}" if entry.side == "merged" else f"{entry.side} {entry.into}"
+
+
+def fold_tables(report: FoldReport, *, done: str) -> None:
+    """A line per norm: where it goes and what that saves, or why it stays."""
+    rows = [(e.name, scales(e), target(e), *savings([e])) for e in report.folded]
+    rows += [(e.name, "", f"replaces {', '.join(e.replaces)}", *savings([e])) for e in report.merged]
+    figures = ("parameters saved", "MACs saved", "bytes saved")
     if rows:
-        screen.table(("norm", "", "scale", "into, or why not"), rows)
+        screen.table((done, "scale", "into", *figures), rows, right=figures)
+    if report.kept:
+        screen.table(("kept", "scale", "why"), [(e.name, scales(e), e.reason) for e in report.kept])
     for note in report.notes:
         screen.note(f"note: {note}")

@@ -170,6 +170,7 @@ def show_proof(report: InsertReport | OnnxInsertReport) -> None:
     if isinstance(report, OnnxInsertReport):
         if report.verification is not None:
             screen.say(delivery.verification_line(report.verification))
+            delivery.verification_notes(report.verification)
         return
     if report.eval is not None:
         moved = report.eval.max_rel_error

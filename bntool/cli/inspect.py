@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bntool.cli import common, delivery, screen
-from bntool.cli.fold import fold_table
+from bntool.cli.fold import fold_tables
 
 if TYPE_CHECKING:
     from bntool.health import Health
@@ -50,7 +50,7 @@ def show(report: Inspection) -> None:
     screen.say(
         f"{kind}: {size.parameters:,} parameters, {size.size_bytes:,} bytes, {report.fold.found} norms"
     )
-    fold_table(report.fold, done="folds")
+    fold_tables(report.fold, done="folds")
     if report.fold.found:
         screen.say(f"{len(report.fold.folded)} of {report.fold.found} norms would fold")
     if report.health is not None:

@@ -9,9 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bntool.progress import Progress, silent
 
@@ -29,15 +29,32 @@ class Settings:
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    out: TextIO | None = None
+    """Where results go while a command runs; None: to whatever is stdout."""
 
 
 settings = Settings()
 
 
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """What a model, its factory or a library prints meanwhile goes to stderr: stdout is the result."""
+    before, settings.out = settings.out, sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        settings.out = before
+
+
+def results() -> TextIO:
+    return settings.out or sys.stdout
+
+
 def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stderr if stderr else results()
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(file=stream, width=width, highlight=False, soft_wrap=False, no_color=no_color())
 
@@ -71,7 +88,7 @@ def warn(text: str) -> None:
 
 def emit_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout. Non-finite numbers, which JSON has not, become null."""
-    print(json.dumps(plain(document), indent=2, allow_nan=False))
+    say(json.dumps(plain(document), indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
@@ -86,7 +103,7 @@ def plain(value: Any) -> Any:
 
 def say(text: str = "") -> None:
     """A line of the result, on stdout."""
-    print(text)
+    print(text, file=results())
 
 
 def table(

@@ -37,6 +37,5 @@ def verify(
         delivery.verification_table(found)
         screen.say(delivery.verification_line(found) if found.ok else f"different: {found.complaint()}")
         screen.say(f"smallest tolerance that would pass: {found.smallest_tolerance:.1e}")
-    for note in found.notes:
-        screen.note(f"note: {note}")
+    delivery.verification_notes(found)
     return 0 if found.ok else 6

@@ -184,14 +184,15 @@ def share_equal(module: fx.GraphModule, names: list[str]) -> None:
     """Copies that are still what they were copied from become one layer again."""
     first: dict[str, list[str]] = {}
     for node in module.graph.nodes:
-        stem = next((n for n in names if _copy_of(str(node.target), n)), None)
+        stem = next((n for n in names if copy_of(str(node.target), n)), None)
         if node.op == "call_module" and stem is not None:
             node.target = _shared_with(module, str(node.target), first.setdefault(stem, []))
     module.delete_all_unused_submodules()
     module.recompile()
 
 
-def _copy_of(name: str, stem: str) -> bool:
+def copy_of(name: str, stem: str) -> bool:
+    """Whether `name` is the layer that was called `stem`, or what `split_shared` calls its copies."""
     return name == stem or name.removeprefix(f"{stem}_").isdigit()
 
 

@@ -97,7 +97,10 @@ class Store:
         if Path(location).is_absolute() or not found.is_relative_to(here):
             raise LoadError(f"its data is outside the model's directory: {location}", where=name)
         if not found.is_file():
-            raise LoadError(f"the external data file {location} is missing", where=str(self.path))
+            advice = "Put it beside the model."
+            raise LoadError(
+                f"the external data file {location} is missing", where=str(self.path), next=advice
+            )
         return found
 
 

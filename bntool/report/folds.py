@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from bntool.algebra.absorbing import PADDED
-from bntool.algebra.affine import ChannelAffine
+from bntool.algebra.affine import Blocked, ChannelAffine
+from bntool.globs import matches
 from bntool.graphs.base import Graph
 from bntool.plan import Norm, Plan, Step
 from bntool.report.savings import Grown, Savings, new_biases
@@ -30,6 +31,7 @@ def report_of(
     graph: Seen,
     *,
     notes: Sequence[str] = (),
+    keep: Sequence[str] = (),
     verification: Any = None,
     macs: bool = True,
     grown: Grown | None = None,
@@ -37,20 +39,27 @@ def report_of(
 ) -> FoldReport:
     """What became of every norm and what it saves; `graph` adds those the plan never met.
 
-    `advice` says of parts of reasons what to write instead. `grown` is what layers hold more than before,
-    where that is more than new biases. Counting MACs works out the sizes of every value: a tenth of the time
-    of a fold.
+    `keep` are the globs that the plan was made with. `advice` says of parts of reasons what to write instead.
+    `grown` is what layers hold more than before, where that is more than new biases. Counting MACs works out
+    the sizes of every value: a tenth of the time of a fold.
     """
     savings = Savings(plan, graph, new_biases(plan) if grown is None else grown)
     folded = [entry for step in plan.steps for entry in _folded(step, savings, macs)]
     kept = [entry for norm, reason in plan.kept for entry in _kept(norm, _advised(reason, advice))]
     kept += [FoldEntry(name, reason=reason) for name, reason in graph.left_out()]
-    return FoldReport(len(folded) + len(kept), folded, kept, verification, list(notes))
+    notes = [*notes, *_unmet(keep, kept)]
+    return FoldReport(len(folded) + len(kept), folded, kept, verification, notes)
+
+
+def _unmet(keep: Sequence[str], kept: Sequence[FoldEntry]) -> list[str]:
+    """A note on every glob that keeps nothing: with a slip in it, a norm goes that was to stay."""
+    idle = [glob for glob in keep if not any(matches(entry.name, [glob]) for entry in kept)]
+    return [f"no norm is named {glob!r}, which was to be kept" for glob in idle]
 
 
 def _folded(step: Step, savings: Savings, macs: bool) -> list[FoldEntry]:
     """One entry for every name; what they share is counted with the first."""
-    low, high = _range(step.norm)
+    low, high = scale_range(step.norm.map)
     entries, saved = [], savings.of(step)
     for name in step.norm.names:
         calls = [call for call in step.norm.calls if place(call) == name]
@@ -61,7 +70,7 @@ def _folded(step: Step, savings: Savings, macs: bool) -> list[FoldEntry]:
 
 
 def _kept(norm: Norm, reason: str) -> list[FoldEntry]:
-    low, high = _range(norm)
+    low, high = scale_range(norm.map)
     return [FoldEntry(name, reason=reason, scale_min=low, scale_max=high) for name in norm.names]
 
 
@@ -71,7 +80,8 @@ def _advised(reason: str, advice: Mapping[str, str]) -> str:
     return reason
 
 
-def _range(norm: Norm) -> tuple[float | None, float | None]:
-    if not isinstance(norm.map, ChannelAffine) or not norm.map.scale.size:
+def scale_range(own: ChannelAffine | Blocked) -> tuple[float | None, float | None]:
+    """(least, greatest) over the channels of a norm; None where it has no map."""
+    if not isinstance(own, ChannelAffine) or not own.scale.size:
         return None, None
-    return float(norm.map.scale.min()), float(norm.map.scale.max())
+    return float(own.scale.min()), float(own.scale.max())

@@ -9,6 +9,8 @@ from math import prod
 from bntool.branches import Merge
 from bntool.graphs.base import Graph, Node
 from bntool.graphs.merged import sample
+from bntool.plan import own_map
+from bntool.report.folds import scale_range
 from bntool.report.savings import LEARNED, size_of
 from bntool.result import FoldEntry, FoldReport, MergedLayer
 
@@ -80,10 +82,13 @@ class _Count:
     def _entry(self, norm: Node, into: str, prefix: str) -> FoldEntry:
         parameters, size = self._gone([norm], of_norms=True)
         macs = prod(self.graph.shape(norm) or ())
+        low, high = scale_range(own_map(norm))
         return FoldEntry(
             prefix + norm.where,
             into,
             "merged",
+            scale_min=low,
+            scale_max=high,
             parameters_saved=parameters,
             macs_saved=macs,
             bytes_saved=size,

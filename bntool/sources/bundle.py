@@ -118,7 +118,8 @@ def read_document(folder: Path) -> dict[str, Any]:
         right = document["schema_version"] == SCHEMA_VERSION and all(isinstance(t, str) for t in texts)
         right = right and isinstance(source["kwargs"], dict) and isinstance(document["plan"], dict)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise LoadError("it is no bundle: model.json is missing or damaged", where=str(folder)) from problem
+        what = "it is no bundle: model.json is missing or damaged"
+        raise LoadError(what, where=str(folder), next="Name a folder that -o wrote.") from problem
     if not right:
         raise LoadError("its model.json is not one this bntool can read", where=str(folder))
     return document  # type: ignore[no-any-return]  # every field that is used was just checked

@@ -28,7 +28,8 @@ def import_place(ref: PythonRef) -> ModuleType:
             return with_torchvision(lambda: importlib.import_module(ref.place))
     except ModuleNotFoundError as problem:
         missing = problem.name or ref.place
-        what = f"there is no module {missing!r}" + ("" if missing == ref.place else " (imported by it)")
+        inside = not f"{ref.place}.".startswith(f"{missing}.")
+        what = f"there is no module {missing!r}" + (" (imported by it)" if inside else "")
         raise LoadError(what, where=str(ref), next="Check the name, or install the package.") from problem
     except Exception as problem:
         raise LoadError(f"importing it raised {said(problem)}", where=ref.place, next=DEBUG) from problem

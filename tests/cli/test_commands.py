@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bntool
+from bntool.errors import BntoolError
 from tests.cli.conftest import ROOT, Run
 
 NAMES = sorted(path.stem for path in (ROOT / "sample_models").glob("*.py"))
@@ -193,6 +194,114 @@ def test_mistakes_end_in_one_message(run: Run, line: list[str], code: int, words
     assert words in done.err
     assert done.out == ""
     assert len(done.err.strip().splitlines()) == 1
+
+
+TALKATIVE = """
+import torch
+from torch import nn
+
+
+class Talkative(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        for norm in (self.norm, self.last):
+            nn.init.ones_(norm.bias)
+
+    def forward(self, x):
+        print("in the forward")
+        return self.last(self.norm(self.conv(x)).relu())
+
+
+def net():
+    print("in the factory")
+    return Talkative()
+
+
+def broken():
+    model = Talkative()
+    model.last.running_var[0] = float("nan")
+    return model
+"""
+SHAPE = ("--input", "2x3x5x5")
+
+
+def test_what_a_model_prints_is_no_part_of_the_result(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    for line in (["fold"], ["verify", "talkative.py:net"], ["inspect"]):
+        line = [*line, "talkative.py:net"]
+        done = run(*line, *SHAPE, "--json")
+        assert done.json["schema_version"] == 1
+        assert "in the factory" in done.err
+        assert "in the forward" in done.err
+        assert "in the f" not in run(*line, *SHAPE).out
+
+
+def test_the_tables_say_what_the_json_says(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    report = run("fold", "talkative.py:net", *SHAPE, "--json").json
+    lines = [line.split() for line in run("fold", "talkative.py:net", *SHAPE).out.splitlines()]
+    (entry,) = report["folded"]
+    figures = [entry[f"{what}_saved"] for what in ("parameters", "macs", "bytes")]
+    assert figures == [2 * 4 - 4, 2 * 4 * 5 * 5, 4 * (4 * 4 - 4) + 8]
+    assert ["norm", "1", "to", "1", "after", "conv", *map(str, figures)] in lines
+    for one in report["verification"]["runs"]:
+        (output,) = one["outputs"]
+        errors = [f"{output['max_abs']:.2e}", f"{output['max_rel']:.2e}"]
+        assert ["output", str(one["batch"]), *errors, "0", "100.00%"] in lines
+
+
+def test_fold_says_what_its_verification_is_worth(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    done = run("fold", "talkative.py:broken", *SHAPE)
+    assert "the reference itself gives values that are not finite" in done.err
+
+
+def test_a_glob_that_keeps_nothing_is_noted(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    run("fold", "talkative.py:net", *SHAPE, "--keep", "*", "-o", "normed.onnx")
+    run("fold", "talkative.py:net", *SHAPE, "--keep", "*", "-o", "normed.pt2")
+    module = ["talkative.py:net", *SHAPE]
+    for line in (module, [*module, "--merge"], ["normed.onnx"], ["normed.pt2"]):
+        report = run("fold", *line, "--keep", "nrom", "--keep", "las*", "--json").json
+        assert report["notes"] == ["no norm is named 'nrom', which was to be kept"]
+
+
+def test_inputs_that_do_not_fit_are_said_to_be_so_also_where_nothing_folds(run: Run) -> None:
+    Path("talkative.py").write_text(TALKATIVE)
+    line = ("fold", "talkative.py:net", "--keep", "*", "--input", "2x4x5x5")
+    assert "the model raised" in run(*line, code=4).err
+    assert len(run(*line, "--no-verify", "--json").json["kept"]) == 2
+
+
+def test_models_that_cannot_be_paired_have_no_empty_table(run: Run) -> None:
+    Path("talkative.py").write_text("from torch import nn\n\ndef net(to=4):\n    return nn.Linear(3, to)\n")
+    done = run("verify", "talkative.py:net", "talkative.py:net(to=5)", "--input", "2x3", code=6)
+    assert done.out.startswith("different: shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["fold", "empty"], "missing or damaged. Name a folder that -o wrote."),
+        (["fold", "no.such:net"], "there is no module 'no'. Check the name"),
+        (["fold", "lone.onnx"], "is missing. Put it beside the model."),
+    ],
+)
+def test_messages_end_in_what_to_do(run: Run, line: list[str], words: str) -> None:
+    Path("empty").mkdir()
+    tensor = onnx_ir.tensor(np.ones((4, 4, 1, 1), "float32"), name="w")
+    run("export", ref("resnet"), "-o", "lone.onnx")
+    model = onnx_ir.load("lone.onnx")
+    model.graph.initializers["w"] = onnx_ir.Value(name="w", const_value=tensor)
+    onnx_ir.save(model, "lone.onnx", external_data="lone.data")
+    Path("lone.data").unlink()
+    assert words in run(*line, code=3).err
+
+
+def test_a_question_ends_in_its_own_mark() -> None:
+    assert str(BntoolError("is it?", next="Look.")) == "is it? Look."
+    assert str(BntoolError("it is", next="Look.")) == "it is. Look."
 
 
 def test_quiet_and_json_leave_stderr_and_stdout_clean(run: Run) -> None:
