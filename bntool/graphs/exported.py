@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch.utils import _pytree as pytree
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.aten import as_torch_functions
 from bntool.graphs.base import Node, never_written
-from bntool.graphs.fx_batches import batches_apart
+from bntool.graphs.fx_batches import sizes_apart
 from bntool.graphs.fx_layers import counter_bytes
 from bntool.graphs.fx_modules import FxGraph
-from bntool.graphs.fx_sizes import Sizes
+from bntool.graphs.fx_sizes import Inputs, Sizes
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.fx_ways import Way
+from bntool.graphs.open_sizes import OpenSizes
 
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3
@@ -48,14 +50,23 @@ def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
     return graph
 
 
-def other_batches(program: ExportedProgram, graph: FxGraph, inputs: Any = None) -> list[FxGraph]:
-    """The program for other batches that are open to it, where it moves other parts of them."""
-    placeholders = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
-    if all(isinstance(size, int) for v in placeholders if isinstance(v, Tensor) for size in v.shape):
+def other_sizes(program: ExportedProgram, graph: FxGraph, inputs: Any = None) -> list[FxGraph]:
+    """The program for other sizes that are open to it, where it moves other parts of them."""
+    if not any(node.kind in NORMS for node in graph.nodes):
         return []
-    here = graph.ways[0]
-    found = batches_apart(graph.root, [(here.graph, here.sizes)], (tuple(flat_inputs(program, inputs)), {}))
-    return [program_graph(program, args) for args, _ in found]
+    sizes, ways = OpenSizes(program, flat_inputs(program, inputs)), [(w.graph, w.sizes) for w in graph.ways]
+
+    def for_others(symbol: Any) -> list[Inputs]:
+        near = _called_with(sizes.near(symbol))
+        return sizes_apart(
+            graph.root, ways, near, lambda numbers: _called_with(sizes.resized(symbol, numbers))
+        )
+
+    return [program_graph(program, args) for symbol in sizes.here for args, _ in for_others(symbol)]
+
+
+def _called_with(inputs: Sequence[Sequence[Any]]) -> list[Inputs]:
+    return [(tuple(values), {}) for values in inputs]
 
 
 def unlifted(program: ExportedProgram) -> fx.GraphModule:

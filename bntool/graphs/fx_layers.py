@@ -77,8 +77,12 @@ def _weight_and_bias(call: Call) -> dict[str, Param] | None:
 
 
 def linear(call: Call) -> Spec | None:
+    """(torch lets it add a bias of any shape that broadcasts, or take a vector for its weight.)"""
     params = _weight_and_bias(call)
-    return None if params is None else Spec("linear", (call.get(0, "input"),), {"no_bias": NO_BIAS}, params)
+    shapes = [] if params is None else [param.shape for param in params.values()]
+    if params is None or len(shapes[0]) != 2 or any(shape != shapes[0][:1] for shape in shapes[1:]):
+        return None
+    return Spec("linear", (call.get(0, "input"),), {"no_bias": NO_BIAS}, params)
 
 
 def conv_module(call: Call) -> Spec:
