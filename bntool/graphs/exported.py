@@ -25,6 +25,8 @@ from bntool.graphs.open_sizes import OpenSizes
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3
 CHANGES = "the program may change its parameters or statistics"
+COMPUTED = "its parameters or statistics are computed on the way, or handed on"
+INNER = "it is in a graph that the program calls: run_decompositions() takes those of no_grad blocks in"
 #: kinds that a program can give a bias they do not have
 CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear", "matmul_const")
 
@@ -47,7 +49,29 @@ def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
         if node.kind in NORMS and "mean" in node.params:
             owner = node.params["mean"].name.rpartition(".")[0]
             node.attrs["counter_bytes"] = counter_bytes(module.get_submodule(owner))
+    graph.aside += [*_other_norms(graph), *_inner_norms(program)]
     return graph
+
+
+def _other_norms(graph: FxGraph) -> list[tuple[str, str]]:
+    """Calls of norms that are no maps: one may be given its scale or its statistics by another value."""
+    calls = [node for node in graph.nodes if node.kind == "opaque" and _is_norm(node.origin)]
+    return [(node.where, COMPUTED) for node in calls]
+
+
+def _inner_norms(program: ExportedProgram) -> list[tuple[str, str]]:
+    """Those in graphs that the program's own graph calls, as it does for branches and blocks."""
+    inner = [
+        (path, node)
+        for path, part in program.graph_module.named_modules()
+        for node in (part.graph.nodes if path and isinstance(part, fx.GraphModule) else ())
+    ]
+    return [(f"{path}.{node.name}", INNER) for path, node in inner if _is_norm(node)]
+
+
+def _is_norm(call: Any) -> bool:
+    name = getattr(call.target, "__name__", "") if isinstance(call, fx.Node) else ""
+    return call.op == "call_function" and ("batch_norm" in name or "instance_norm" in name)
 
 
 def other_sizes(program: ExportedProgram, graph: FxGraph, inputs: Any = None) -> list[FxGraph]:

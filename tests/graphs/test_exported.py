@@ -460,3 +460,16 @@ def test_a_weight_that_is_a_vector_is_no_layers() -> None:
     model = Block(forward, norm=nn.BatchNorm1d(1))
     model.weight = nn.Parameter(torch.randn(3))
     assert len(fold(torch.export.export(prepared(model, x), (x,))).report.kept) == 1
+
+
+def test_norms_in_graphs_that_a_program_calls_are_named() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = m.norm(m.conv(x))
+        return y.relu()
+
+    x = X.double()
+    model = prepared(Block(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4)), x)
+    program = torch.export.export(model, (x,), strict=False)
+    assert "run_decompositions()" in reason(fold(program).report)
+    assert len(fold(program.run_decompositions()).report.folded) == 1
