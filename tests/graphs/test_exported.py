@@ -473,3 +473,23 @@ def test_norms_in_graphs_that_a_program_calls_are_named() -> None:
     program = torch.export.export(model, (x,), strict=False)
     assert "run_decompositions()" in reason(fold(program).report)
     assert len(fold(program.run_decompositions()).report.folded) == 1
+
+
+class Tokens(nn.Module):
+    """A linear layer on a sequence, which decompositions write with expanded operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(self.conv(x)).transpose(1, 2))
+
+
+def test_a_folded_program_takes_every_size_that_the_program_takes() -> None:
+    model, x = Tokens().eval(), torch.randn(2, 3, 8)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO},))
+    program = program.run_decompositions()
+    folded = fold(program).model
+    for shape in ((2, 3, 8), (3, 3, 8), (3, 3, 3), (8, 3, 2)):
+        folded.module()(torch.randn(shape))
