@@ -16,6 +16,10 @@ from bntool.graphs.fx_sizes import UNKNOWN, Inputs, Sizes, rebatched
 CONCATS = names("cat concat concatenate")
 #: what may leave some of its input out
 CUTS = names("getitem select narrow index_select unfold diagonal") | set(PIECES)
+#: what may have a number beside a value
+ARITHMETIC = names(
+    "add iadd radd sub isub subtract mul imul multiply div truediv itruediv divide true_divide"
+)
 #: values are worked out for batches up to this
 MOST = 64
 
@@ -62,9 +66,19 @@ def sizes_apart(
 
 
 def _differs(graph: fx.Graph, here: Sizes, other: Sizes) -> bool:
-    """Whether for another batch, with which it runs, a graph takes or puts together other parts of values."""
+    """Whether for another batch, with which it runs, a graph takes or puts together other parts of values, or
+    reckons with other numbers.
+    """
     moves = [n for n in graph.nodes if function_name(n) in CUTS | CONCATS]
-    return any(_parts(n, here) != _parts(n, other) for n in moves) and _runs(graph, here, other)
+    numbers = [i for n in graph.nodes if function_name(n) in ARITHMETIC for i in _numbers(n, here)]
+    moved = any(_parts(n, here) != _parts(n, other) for n in moves)
+    return (moved or any(here.value(n) != other.value(n) for n in numbers)) and _runs(graph, here, other)
+
+
+def _numbers(node: fx.Node, sizes: Sizes) -> list[fx.Node]:
+    """The numbers that are worked out and that a value is added to or multiplied with."""
+    found = [n for n in node.all_input_nodes if isinstance(sizes.value(n), (int, float))]
+    return found if found and isinstance(sizes.value(node), torch.Tensor) else []
 
 
 def _cuts(graph: fx.Graph, here: Sizes, other: Sizes) -> list[int]:
