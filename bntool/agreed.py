@@ -10,6 +10,8 @@ from bntool.plan import Plan, Step, make_plan
 
 #: why a norm stays that goes one way here and another, or none, for other batches
 OTHER_BATCHES = "its map would have to go elsewhere for other batches"
+#: the same for sizes that a torch.export program leaves open
+OTHER_SIZES = "its map would have to go elsewhere for other sizes of the inputs"
 
 
 def agreed_plan(

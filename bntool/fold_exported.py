@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from bntool.agreed import OTHER_BATCHES, agreed_plan
+from bntool.agreed import OTHER_SIZES, agreed_plan
 from bntool.blame import checked
-from bntool.graphs.exported import other_batches, program_graph
+from bntool.graphs.exported import other_sizes, program_graph
 from bntool.graphs.fx_modules import FxGraph
 from bntool.plan import Plan
 from bntool.program_edit import ProgramEdit
@@ -84,7 +84,7 @@ class Folded:
 def _merged_and_folded(program: ExportedProgram, inputs: Any, keep: Sequence[str], merge: bool) -> Folded:
     start, merged = merge_branches(program, inputs, keep=keep) if merge else (program, [])
     graph = program_graph(start, inputs)
-    folded, plan = _folded(start, graph, keep, other_batches(start, graph, inputs))
+    folded, plan = _folded(start, graph, keep, other_sizes(start, graph, inputs))
     if merge:
         folded, late = merge_branches(folded, inputs, keep=keep)
         merged += late
@@ -96,11 +96,11 @@ def _folded(
 ) -> tuple[ExportedProgram, Plan]:
     """The program with every norm folded that can go, and whose new weights fit their dtype.
 
-    `others` are the program as it is for other batches, where all that goes has to go alike.
+    `others` are the program as it is for other sizes that are open, where all that goes has to go alike.
     """
     barred: dict[Hashable, str] = {}
     while True:
-        plan = agreed_plan(graph, [(other, OTHER_BATCHES) for other in others], keep=keep, barred=barred)
+        plan = agreed_plan(graph, [(other, OTHER_SIZES) for other in others], keep=keep, barred=barred)
         try:
             return ProgramEdit.of(program).carried_out(graph, plan), plan
         except OutOfRange as problem:

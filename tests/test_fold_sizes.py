@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bntool.fold import fold
-from tests.folding import TOLERANCE, Block, ConvNorm, error, names, prepared, reason
+from tests.folding import TOLERANCE, Block, ConvNorm, error, folded, names, prepared, reason
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
@@ -112,3 +112,11 @@ def test_data_that_goes_to_numpy_is_not_followed(function: Callable[[Tensor], Te
         model = prepared(Block(forward, conv=layers.conv, norm=layers.norm), X)
         result = fold(model, X, verify=False)
     assert "code that cannot be traced" in reason(result.report)
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_the_batch_as_a_factor_is_no_constant(form: str) -> None:
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "head": nn.Conv2d(4, 2, 1)}
+    model = Block(lambda m, x: m.head(m.norm(m.conv(x).relu()) * x.shape[0]), **layers)
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert not folded(model, x, form=form)[1].folded

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.folding import TOLERANCE, Block, error, folded
+from bntool.fold import fold
+from tests.folding import TOLERANCE, Block, error, folded, prepared
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -268,3 +269,50 @@ def test_only_a_reader_that_shows_keeps_a_norm(forward: Callable[[Any, Tensor], 
     if forward is slice_as_long_as_the_batch:
         assert error(model, result, X[:1]) < TOLERANCE
     assert [e.name for e in report.folded] == ["norm"] * FORWARDS[forward], report.kept
+
+
+def scaled_by_a_norm(m: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(m.conv(x), m.mean, m.var, weight=m.norm(x.relu()).mean((0, 2, 3)))
+
+
+def shifted_by_a_norm(m: Any, x: Tensor) -> Tensor:
+    return F.instance_norm(m.conv(x), m.mean, m.var, None, m.norm(x.relu()).mean((0, 2, 3)), False)
+
+
+def layer_norm_scaled_by_a_norm(m: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(m.conv(x), (6,), m.norm(x.relu()).mean((0, 1, 2)))
+
+
+def group_norm_shifted_by_a_norm(m: Any, x: Tensor) -> Tensor:
+    return F.group_norm(m.conv(x), 2, None, m.norm(x.relu()).mean((0, 2, 3)))
+
+
+def looked_up_where_a_norm_is_largest(m: Any, x: Tensor) -> Tensor:
+    return m.table(m.norm(x.relu()).argmax(1))
+
+
+@pytest.mark.parametrize("form", ["module", "graph", "program", "core program"])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        *(scaled_by_a_norm, shifted_by_a_norm, layer_norm_scaled_by_a_norm, group_norm_shifted_by_a_norm),
+        looked_up_where_a_norm_is_largest,
+    ],
+)
+def test_what_gives_a_scale_or_places_is_read(forward: Callable[[Any, Tensor], Any], form: str) -> None:
+    """The norm behind the activation has nowhere to go; what it scales is no map of its own."""
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4), table=nn.Embedding(4, 3))
+    model.register_buffer("mean", torch.randn(4))
+    model.register_buffer("var", torch.rand(4) + 0.5)
+    if form in ("module", "graph"):
+        assert not folded(model, X, form=form)[1].folded
+        return
+    program = torch.export.export(prepared(model, X), (X,))
+    program = program if form == "program" else program.run_decompositions()
+    report = fold(program, verify=False).report
+    assert not report.folded
+    assert report.found == sum(
+        "batch_norm" in str(n.target) or "instance" in str(n.target)
+        for n in program.graph.nodes
+        if n.op == "call_function"
+    )

@@ -98,16 +98,24 @@ def _bmm(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
 
 
 def _same_rows(a: fx.Node, b: Any) -> bool:
-    shapes = [getattr(getattr(node, "meta", {}).get("val"), "shape", None) for node in (a, b)]
-    return None not in shapes and shapes[0][-2:] == shapes[1][-2:]  # type: ignore[index]  # just looked
+    first, second = _noted_sizes(a), _noted_sizes(b)
+    return first is not None and second is not None and first[-2:] == second[-2:]
+
+
+def _noted_sizes(value: Any) -> tuple[Any, ...] | None:
+    """The sizes that the exporter noted, as numbers and expressions.
+
+    (Of two open sizes torch would note, for every later call, whether they are equal here.)
+    """
+    noted = getattr(getattr(value, "meta", {}).get("val"), "shape", None)
+    return None if noted is None else tuple(n if isinstance(n, int) else n.node.expr for n in noted)
 
 
 def _expand(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:
     """To the shape it has: a copy."""
-    before, after = (getattr(n.meta.get("val"), "shape", None) for n in (args[0], node))
-    return (
-        (torch.clone, args[:1]) if before is not None and before == after else (torch.broadcast_to, args[:2])
-    )
+    before, after = _noted_sizes(args[0]), _noted_sizes(node)
+    same = before is not None and before == after
+    return (torch.clone, args[:1]) if same else (torch.broadcast_to, args[:2])
 
 
 def _slice(args: Args, node: fx.Node) -> tuple[Callable[..., Any], Args]:

@@ -11,7 +11,7 @@ conv             x       groups, padded (zero padding hides a shift), rank;     
 conv_transpose   x       groups, rank                                            weight (in, out/g, *k), bias?
 linear           x       transposed (weight is (in, out))                        weight (out, in), bias?
 matmul_const     x       side: "right" (x @ w) or "left" (w @ x)                 weight
-embedding        -                                                               weight (num, dim)
+embedding        places                                                          weight (num, dim)
                          all five: no_bias, the reason why a bias cannot be given to it, if it cannot
 batch_norm       x       eps, training, channels; counter_bytes of a count that  weight?, bias?, mean, var
                          goes with its statistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,16 +14,19 @@ from torch.utils import _pytree as pytree
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.aten import as_torch_functions
 from bntool.graphs.base import Node, never_written
-from bntool.graphs.fx_batches import batches_apart
+from bntool.graphs.fx_batches import sizes_apart
 from bntool.graphs.fx_layers import counter_bytes
 from bntool.graphs.fx_modules import FxGraph
-from bntool.graphs.fx_sizes import Sizes
+from bntool.graphs.fx_sizes import Inputs, Sizes
 from bntool.graphs.fx_translate import Translator
 from bntool.graphs.fx_ways import Way
+from bntool.graphs.open_sizes import OpenSizes
 
 #: the size of an open dimension for which the program has no example
 STAND_IN = 3
 CHANGES = "the program may change its parameters or statistics"
+COMPUTED = "its parameters or statistics are computed on the way, or handed on"
+INNER = "it is in a graph that the program calls: run_decompositions() takes those of no_grad blocks in"
 #: kinds that a program can give a bias they do not have
 CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear", "matmul_const")
 
@@ -45,17 +49,48 @@ def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
         if node.kind in NORMS and "mean" in node.params:
             owner = node.params["mean"].name.rpartition(".")[0]
             node.attrs["counter_bytes"] = counter_bytes(module.get_submodule(owner))
+    graph.aside += [*_other_norms(graph), *_inner_norms(program)]
     return graph
 
 
-def other_batches(program: ExportedProgram, graph: FxGraph, inputs: Any = None) -> list[FxGraph]:
-    """The program for other batches that are open to it, where it moves other parts of them."""
-    placeholders = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
-    if all(isinstance(size, int) for v in placeholders if isinstance(v, Tensor) for size in v.shape):
+def _other_norms(graph: FxGraph) -> list[tuple[str, str]]:
+    """Calls of norms that are no maps: one may be given its scale or its statistics by another value."""
+    calls = [node for node in graph.nodes if node.kind == "opaque" and _is_norm(node.origin)]
+    return [(node.where, COMPUTED) for node in calls]
+
+
+def _inner_norms(program: ExportedProgram) -> list[tuple[str, str]]:
+    """Those in graphs that the program's own graph calls, as it does for branches and blocks."""
+    inner = [
+        (path, node)
+        for path, part in program.graph_module.named_modules()
+        for node in (part.graph.nodes if path and isinstance(part, fx.GraphModule) else ())
+    ]
+    return [(f"{path}.{node.name}", INNER) for path, node in inner if _is_norm(node)]
+
+
+def _is_norm(call: Any) -> bool:
+    name = getattr(call.target, "__name__", "") if isinstance(call, fx.Node) else ""
+    return call.op == "call_function" and ("batch_norm" in name or "instance_norm" in name)
+
+
+def other_sizes(program: ExportedProgram, graph: FxGraph, inputs: Any = None) -> list[FxGraph]:
+    """The program for other sizes that are open to it, where it moves other parts of them."""
+    if not any(node.kind in NORMS for node in graph.nodes):
         return []
-    here = graph.ways[0]
-    found = batches_apart(graph.root, [(here.graph, here.sizes)], (tuple(flat_inputs(program, inputs)), {}))
-    return [program_graph(program, args) for args, _ in found]
+    sizes, ways = OpenSizes(program, flat_inputs(program, inputs)), [(w.graph, w.sizes) for w in graph.ways]
+
+    def for_others(symbol: Any) -> list[Inputs]:
+        near = _called_with(sizes.near(symbol))
+        return sizes_apart(
+            graph.root, ways, near, lambda numbers: _called_with(sizes.resized(symbol, numbers))
+        )
+
+    return [program_graph(program, args) for symbol in sizes.here for args, _ in for_others(symbol)]
+
+
+def _called_with(inputs: Sequence[Sequence[Any]]) -> list[Inputs]:
+    return [(tuple(values), {}) for values in inputs]
 
 
 def unlifted(program: ExportedProgram) -> fx.GraphModule:

@@ -33,6 +33,8 @@ SIZE_METHODS = names(
 
 
 PLAIN = (nn.Parameter, torch.Tensor)
+#: what an exporter notes of numbers that follow from sizes
+OPEN = (torch.SymInt, torch.SymFloat)
 IN_NUMPY = (torch.float32, torch.float64, torch.float16)
 
 
@@ -72,6 +74,14 @@ class Call:
         values, flat = fx.node.map_arg(argument, value), list[Any]()
         fx.node.map_aggregate(values, flat.append)
         return UNKNOWN if any(v is UNKNOWN or isinstance(v, torch.Tensor) for v in flat) else values
+
+    def fixed(self, argument: Any) -> Any:
+        """As `known`, but UNKNOWN too where the number follows from sizes that a program leaves open."""
+        found: list[fx.Node] = []
+        fx.node.map_arg(argument, found.append)
+        noted = [node.meta.get("val") for node in found] if self.sizes.noted else []
+        is_open = any(isinstance(value, OPEN) and value.node.expr.free_symbols for value in noted)
+        return UNKNOWN if is_open else self.known(argument)
 
     def shape(self, argument: Any) -> tuple[int, ...] | None:
         value = self.sizes.value(argument) if isinstance(argument, fx.Node) else argument

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,14 @@ def conv_transpose(rank: int) -> Build:
     return build
 
 
+def _own_params(call: Call, places: Mapping[str, tuple[int, str]]) -> dict[str, Param] | None:
+    """The parameters that a call is given; None where it is given another value for one."""
+    given = {name: call.get(*place) for name, place in places.items()}
+    params = {name: call.param(value) for name, value in given.items() if value is not None}
+    own = {name: p for name, p in params.items() if p is not None and p.writable}
+    return own if len(own) == len(params) else None
+
+
 def _ones(value: Any) -> bool:
     return all(v == 1 for v in (value if isinstance(value, (tuple, list)) else [value]))
 
@@ -77,8 +85,12 @@ def _weight_and_bias(call: Call) -> dict[str, Param] | None:
 
 
 def linear(call: Call) -> Spec | None:
+    """(torch lets it add a bias of any shape that broadcasts, or take a vector for its weight.)"""
     params = _weight_and_bias(call)
-    return None if params is None else Spec("linear", (call.get(0, "input"),), {"no_bias": NO_BIAS}, params)
+    shapes = [] if params is None else [param.shape for param in params.values()]
+    if params is None or len(shapes[0]) != 2 or any(shape != shapes[0][:1] for shape in shapes[1:]):
+        return None
+    return Spec("linear", (call.get(0, "input"),), {"no_bias": NO_BIAS}, params)
 
 
 def conv_module(call: Call) -> Spec:
@@ -106,8 +118,9 @@ def _module_weights(call: Call) -> dict[str, Param]:
 
 
 def embedding_module(call: Call) -> Spec | None:
-    module = call.module()
-    return None if module.max_norm is not None else Spec("embedding", (), {}, _module_weights(call))
+    if call.module().max_norm is not None:
+        return None
+    return Spec("embedding", (call.get(0, "input"),), {}, _module_weights(call))
 
 
 def affine_module(kind: str) -> Build:
@@ -127,11 +140,8 @@ def affine_function(kind: str) -> Build:
         given = call.number(1, "normalized_shape", None)
         if kind == "layer_norm" and math.prod(given or (1,)) <= 1:
             return None
-        found = {"weight": call.param(call.get(2, "weight")), "bias": call.param(call.get(3, "bias"))}
-        if any(p is not None and not p.writable for p in found.values()):
-            return None
-        params = {name: p for name, p in found.items() if p is not None}
-        return Spec(kind, (call.get(0, "input"),), {}, params)
+        params = _own_params(call, {"weight": (2, "weight"), "bias": (3, "bias")})
+        return None if params is None else Spec(kind, (call.get(0, "input"),), {}, params)
 
     return build
 
@@ -195,12 +205,8 @@ def norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:
             "weight": (3, "weight"),
             "bias": (4, "bias"),
         }
-        found = {name: call.param(call.get(*at)) for name, at in named.items()}
-        params = {name: p for name, p in found.items() if p is not None}
-        x = call.get(0, "input")
-        if any(not p.writable for p in params.values()) or (
-            isinstance(x, fx.Node) and call.param(x) is not None
-        ):
+        params, x = _own_params(call, named), call.get(0, "input")
+        if params is None or (isinstance(x, fx.Node) and call.param(x) is not None):
             return None
         training = call.number(training_at, flag, kind == "instance_norm")
         eps = call.number(eps_at, "eps", 1e-5)

@@ -40,6 +40,8 @@ class FxGraph:
     sizes_of: dict[int, Sizes] = field(default_factory=dict)
     reading: dict[Hashable, list[Node]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    aside: list[tuple[str, str]] = field(default_factory=list)
+    """Norms that are calls of functions but no nodes, each with the reason."""
     ways: list[Way] = field(default_factory=list)
     indices: dict[int, Index | Blocked] = field(default_factory=dict)
     owners: dict[Hashable, int] = field(default_factory=dict)
@@ -101,7 +103,8 @@ class FxGraph:
         """Norms of the model that are no node of the graph, each with the reason."""
         seen = {node.where for node in self.nodes if node.kind in NORMS}
         hidden = [n.where for n in self.nodes if n.kind == "opaque" and not n.inputs]
-        return [(name, _why_left_out(name, hidden)) for name in norm_modules(self.root) if name not in seen]
+        never = [(name, _why_left_out(name, hidden)) for name in norm_modules(self.root) if name not in seen]
+        return never + self.aside
 
 
 def norm_modules(root: nn.Module) -> list[str]:

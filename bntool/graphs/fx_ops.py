@@ -36,7 +36,7 @@ def avg_pool(rank: int) -> Build:
 
 
 def _pool_window(call: Call, rank: int) -> dict[str, Any]:
-    taps = call.number(1, "kernel_size")
+    taps = call.fixed(call.get(1, "kernel_size"))
     taps = (taps,) * rank if isinstance(taps, int) else taps
     if taps is UNKNOWN or call.number(4, "ceil_mode", False) is not False:
         return {}
@@ -112,9 +112,9 @@ def pad(call: Call) -> Spec | None:
 def binary(kind: str) -> Build:
     def build(call: Call) -> Spec | None:
         a, b = call.get(0, "input"), call.get(1, "other")
-        if call.number(2, "alpha", 1) != 1 or call.node.kwargs.get("rounding_mode") is not None:
+        if call.fixed(call.get(2, "alpha", 1)) != 1 or call.node.kwargs.get("rounding_mode") is not None:
             return None
-        x, y = call.known(a), call.known(b)
+        x, y = call.fixed(a), call.fixed(b)
         if isinstance(y, (int, float)):
             return _with_literal(kind, a, float(y), right=True)
         if isinstance(x, (int, float)):

@@ -14,6 +14,7 @@ from bntool.graphs.base import SHARING, Node, Param
 from bntool.graphs.fx_baked import has_own_forward, own_type
 from bntool.graphs.fx_bias import would_use_a_bias
 from bntool.graphs.fx_calls import (
+    IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
     SIZE_METHODS,
     Call,
@@ -280,7 +281,8 @@ class Translator:
         if node.op == "get_attr":
             path = str(node.target)
         elif node.op != "call_module" and not self._is_the_modules_own(node, path):
-            name = function_name(node).removeprefix("i") if changes_in_place(node) else function_name(node)
+            name = function_name(node)
+            name = name.removeprefix("i") if name in IN_PLACE_OPERATORS else name
             path = f"{path}.{name or node.name}" if path else name or node.name
         return f"{self.prefix}.{path}" if self.prefix and path else path or self.prefix
 

@@ -113,15 +113,19 @@ def _keeps_rows(a: Node) -> bool:
 
 
 def batch_norm(op: Op) -> Node | str:
-    node = op.node(
-        "batch_norm", op.value(0), eps=float(op.attrs.get("epsilon", EPSILON)), training=_trains(op)
-    )
+    read = [op.value(port) for port in (0, *_computed(op, 1, 2, 3, 4))]
+    node = op.node("batch_norm", *read, eps=float(op.attrs.get("epsilon", EPSILON)), training=_trains(op))
     node.attrs["rank"] = op.rank()
     node = op.with_params(node, weight=1, bias=2, mean=3, var=4)
     node.pinned = _why_fixed(op, op.rank())
     if node.pinned:  # nor may it take the map of another norm
         node.params.clear()
     return place(op, node, 3, 4, 1, 2)
+
+
+def _computed(op: Op, *ports: int) -> list[int]:
+    """The inputs that are given and no constants: whatever makes them is read."""
+    return [port for port in ports if op.name(port) in op.nodes and op.const(port) is None]
 
 
 def _why_fixed(op: Op, rank: int | None) -> str:
@@ -161,6 +165,8 @@ def channel_norm(op: Op) -> Node | str:
 def layer_norm(op: Op) -> Node | str:
     if op.used(1) or op.used(2):
         return "the graph reads its statistics"
+    if _computed(op, 1, 2):
+        return "its weight or bias is computed in the graph"
     weight = op.const(1)
     node = op.node("layer_norm", op.value(0), normalized=len(weight.shape) if weight is not None else 0)
     return op.with_params(node, weight=1, bias=2)

@@ -84,7 +84,7 @@ def gather(op: Op) -> Node | str:
         return layout(op)
     if len(weight.shape) != 2 or int(op.attrs.get("axis", 0)) != 0:
         return "it looks up in a constant along another dimension"
-    return place(op, op.with_params(op.node("embedding"), weight=0), 0)
+    return place(op, op.with_params(op.node("embedding", op.value(1)), weight=0), 0)
 
 
 def concat(op: Op) -> Node | str:

@@ -382,7 +382,114 @@ def test_what_only_the_example_batch_leaves_out_keeps_a_norm(others: int, cut: i
     model = prepared(Block(forward, **layers), x)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
     result = fold(program, verify=False)
-    assert "other batches" in reason(result.report)
+    assert "other sizes" in reason(result.report)
     assert difference(program.module(), result.model.module(), torch.cat([x, -x])) < TOLERANCE
     fixed = torch.export.export(model, (x,), strict=False)
     assert not fold(fixed, verify=False).report.kept
+
+
+OTHERS = [
+    torch.randn(2, 4, 4, 5).double(),
+    torch.randn(5, 4, 10, 5).double(),
+    torch.randn(2, 4, 20, 5).double(),
+]
+
+
+def sized(forward: Any, height: Any = torch.export.Dim.AUTO) -> ExportedProgram:
+    """A program of `forward(layers, x)` whose batch and height are open, exported for a height of 8."""
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "head": nn.Conv2d(4, 2, 1)}
+    x = torch.randn(2, 4, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shapes = ({0: torch.export.Dim.AUTO, 2: height},)
+    return torch.export.export(
+        prepared(Block(forward, **layers), x), (x,), dynamic_shapes=shapes, strict=False
+    )
+
+
+def for_all_sizes(program: ExportedProgram, folded: ExportedProgram) -> bool:
+    return all(difference(program.module(), folded.module(), x) < TOLERANCE for x in OTHERS)
+
+
+#: what a norm behind an activation goes through, to a layer
+THROUGH_SIZES = {
+    "cut short": lambda y, x: torch.cat([y, x], 2)[:, :, :7],
+    "cut short from the end": lambda y, x: torch.cat([x, y], 2)[..., -7:, :],
+    "first of the pieces": lambda y, x: torch.cat([y, x], 2).split([6, 2 * x.shape[2] - 6], 2)[0],
+    "cut when flat": lambda y, x: torch.cat([y, x], 2).flatten(2)[:, :, :39].unsqueeze(-1),
+    "times the height": lambda y, x: y * x.shape[2],
+    "over the batch": lambda y, x: y / x.shape[0],
+    "plus a root of it": lambda y, x: y * 2 + x.shape[2] ** 0.5,
+}
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize("through", THROUGH_SIZES.values(), ids=list(THROUGH_SIZES))
+def test_a_program_folds_for_all_sizes_that_it_leaves_open(through: Any, decompose: bool) -> None:
+    program = sized(lambda m, x: m.head(through(m.norm(m.conv(x).relu()), x)))
+    program = program.run_decompositions() if decompose else program
+    assert for_all_sizes(program, fold(program, verify=False).model)
+
+
+def test_a_size_that_is_a_multiple_of_an_open_one_is_open() -> None:
+    program = sized(
+        lambda m, x: m.head(torch.cat([m.norm(m.conv(x).relu()), x], 2)[:, :, :7]), 2 * Dim("half", min=2)
+    )
+    assert for_all_sizes(program, fold(program, verify=False).model)
+
+
+def test_a_number_that_follows_from_an_open_size_does_not_merge() -> None:
+    program = sized(lambda m, x: m.conv(x) * x.shape[2] + m.conv(x).relu() + m.head(x).mean(1, keepdim=True))
+    assert for_all_sizes(program, fold(program, merge=True, verify=False).model)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 4), (2, 4), (2, 1)])
+def test_a_bias_that_is_broadcast_is_no_layers(shape: tuple[int, ...]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(torch.addmm(m.bias, x, m.weight.t()))
+
+    x = torch.randn(2, 3).double()
+    model = Block(forward, norm=nn.BatchNorm1d(4))
+    model.weight, model.bias = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(shape))
+    assert len(fold(torch.export.export(prepared(model, x), (x,))).report.kept) == 1
+
+
+def test_a_weight_that_is_a_vector_is_no_layers() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(nn.functional.linear(x, m.weight).unsqueeze(1))
+
+    x = torch.randn(2, 3).double()
+    model = Block(forward, norm=nn.BatchNorm1d(1))
+    model.weight = nn.Parameter(torch.randn(3))
+    assert len(fold(torch.export.export(prepared(model, x), (x,))).report.kept) == 1
+
+
+def test_norms_in_graphs_that_a_program_calls_are_named() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = m.norm(m.conv(x))
+        return y.relu()
+
+    x = X.double()
+    model = prepared(Block(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4)), x)
+    program = torch.export.export(model, (x,), strict=False)
+    assert "run_decompositions()" in reason(fold(program).report)
+    assert len(fold(program.run_decompositions()).report.folded) == 1
+
+
+class Tokens(nn.Module):
+    """A linear layer on a sequence, which decompositions write with expanded operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(self.conv(x)).transpose(1, 2))
+
+
+def test_a_folded_program_takes_every_size_that_the_program_takes() -> None:
+    model, x = Tokens().eval(), torch.randn(2, 3, 8)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO},))
+    program = program.run_decompositions()
+    folded = fold(program).model
+    for shape in ((2, 3, 8), (3, 3, 8), (3, 3, 3), (8, 3, 2)):
+        folded.module()(torch.randn(shape))

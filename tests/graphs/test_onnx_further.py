@@ -103,3 +103,24 @@ def test_stretched_channels_take_no_map() -> None:
     assert (
         "the map differs between places it interpolates" in reasons(fold_model(made, verify=False).report)[0]
     )
+
+
+@pytest.mark.parametrize("reader", ["a look-up", "a norm", "a layer norm"])
+def test_what_only_gives_places_or_a_scale_is_read(reader: str) -> None:
+    """The norm behind the activation has nowhere to go, and nothing else reads it."""
+    per_channel = [
+        node("Relu", "x", "r"),
+        norm("r", "n"),
+        node("ReduceMean", "n", "s", axes=[0, 2, 3], keepdims=0),
+    ]
+    readers = {
+        "a look-up": [node("ArgMax", "s", "i", axis=0), node("Gather", "table i", "z", axis=0)],
+        "a norm": [node("BatchNormalization", "x s bn.bias bn.running_mean bn.running_var", "z")],
+        "a layer norm": [
+            node("Transpose", "x", "t", perm=[0, 2, 3, 1]),
+            node("LayerNormalization", "t s", "z"),
+        ],
+    }
+    weights = {"table": weight(3, 5), **norm_weights(3)}
+    made = model([*per_channel, *readers[reader]], {"x": [N, 3, 4, 4]}, ["z"], weights, opset=17)
+    assert not fold_model(made, verify=False).report.folded
