@@ -56,7 +56,16 @@ class Settled:
     port: int
 
 
-Goal = Make | Cope | Absorb | Rely | Settled
+@dataclass(frozen=True, eq=False)
+class Together:
+    """What `reader`, which puts values together, gets at `port` was `map(x)`, as it was at all others."""
+
+    reader: Node
+    port: int
+    map: ChannelAffine
+
+
+Goal = Make | Cope | Absorb | Rely | Settled | Together
 
 
 @dataclass
@@ -66,13 +75,17 @@ class Found:
     absorbed: list[Absorb] = field(default_factory=list)
     wanted: dict[int, list[list[Make]]] = field(default_factory=dict)
     """What is asked of values, in rounds: in each every reader asks once, and then the map goes up."""
-    waiting: dict[int, Blocked] = field(default_factory=dict)
-    """Values of which some readers have not asked for the map yet."""
+    waiting: dict[Hashable, Blocked] = field(default_factory=dict)
+    """Values of which some readers have not asked for the map yet, or that have not lost it in all parts."""
     relied: set[Hashable] = field(default_factory=set)
     """Owners of constants whose values maps were computed with: they must stay as they are."""
     settled: set[tuple[Node, int]] = field(default_factory=set)
     """Operands that are made up for before their turn comes."""
+    parts: dict[int, dict[int, Together]] = field(default_factory=dict)
+    """What has come of the parts of values, by port."""
 
     def copy(self) -> Found:
         wanted = {key: [list(makes) for makes in rounds] for key, rounds in self.wanted.items()}
-        return Found(list(self.absorbed), wanted, dict(self.waiting), set(self.relied), set(self.settled))
+        parts = {key: dict(ports) for key, ports in self.parts.items()}
+        rest = dict(self.waiting), set(self.relied), set(self.settled), parts
+        return Found(list(self.absorbed), wanted, *rest)

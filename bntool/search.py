@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bntool.algebra.absorbing import NORMS, before, behind
+from bntool.algebra.absorbing import NORMS, before, behind, takes_away
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.elementwise import line_down, line_up
 from bntool.algebra.moves import Index
@@ -18,7 +18,7 @@ from bntool.algebra.passing import PASSING
 from bntool.algebra.rules import Down, Stay, Task, Up
 from bntool.changes import Constants
 from bntool.combinations import LINES, Combination, Reads, combination, combinations_below
-from bntool.goals import Absorb, Cope, Found, Goal, Make, Rely, Settled
+from bntool.goals import Absorb, Cope, Found, Goal, Make, Rely, Settled, Together
 from bntool.graphs.base import Graph, Node
 from bntool.showing import Showing
 
@@ -130,6 +130,8 @@ class Search:
             return [[]]
         if goal.map.is_identity:
             return [[]]
+        if isinstance(goal, Together):
+            return self._together(goal, found)
         return self._make(goal, found) if isinstance(goal, Make) else self._cope(goal, found)
 
     def _make(self, goal: Make, found: Found) -> list[list[Goal]] | Blocked:
@@ -184,16 +186,33 @@ class Search:
             return [[]]
         if node.kind == "output":
             return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
-        if not self.showing.shows(node, goal.port, goal.map):
+        if not self.showing.shows(node, goal.port, goal.map) or takes_away(node.kind, node.attrs, goal.map):
             return [[]]
         if self._gone(node):
             return AGAIN if self._is_apart(node) else self._below(node, goal.map)
         if node.kind in PASSING:
             ways = self._goals(node, PASSING[node.kind].down(self._site(node), goal.port, goal.map))
+            if node.kind == "concat" and goal.map.shape[node.attrs["dim"]] == 1:
+                return _either([[Together(node, goal.port, goal.map)]], ways)
             whole = next(combinations_below(node, goal.port), None) if node.kind in LINES else None
             return ways if whole is None else _either(ways, self._below_whole(whole, goal))
         form = before(node.kind, node.attrs, shapes(node), goal.map)
         return self._past_norm(node, "before", goal.map, self._taken(node, "before", form))
+
+    def _together(self, goal: Together, found: Found) -> list[list[Goal]] | Blocked:
+        """All parts of a value have lost the same map, or the others have yet to lose it."""
+        node = goal.reader
+        parts = found.parts.setdefault(id(node), {})
+        if goal.port in parts or not all(goal.map.equals(part.map) for part in parts.values()):
+            return Blocked(f"the parts of {place(node)} need different maps")
+        parts[goal.port] = goal
+        key = ("parts", id(node))
+        if len(parts) < len(node.inputs):
+            found.waiting[key] = Blocked(f"only some parts of {place(node)} have its map")
+            return [[]]
+        del found.parts[id(node)]
+        found.waiting.pop(key, None)
+        return self._below(node, goal.map)
 
     def _below_whole(self, whole: Combination, goal: Cope) -> list[list[Goal]] | Blocked:
         """All reads of the value within the combination at once."""

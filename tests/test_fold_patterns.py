@@ -128,6 +128,26 @@ ALL_GO: dict[str, tuple[nn.Module, Tensor]] = {
         Apply(lambda x, a, b, n: n(torch.cat([a(x), b(x)], 1)), conv(3), conv(5), norm(8)),
         IMAGE,
     ),
+    "concat of one norm's calls": (
+        Apply(lambda x, n, a: a(torch.cat([n(x.tanh()), n(x.relu())])), norm(4), conv()),
+        IMAGE,
+    ),
+    "concat of a value with itself": (
+        Apply(lambda x, n, a: (lambda y: a(torch.cat([y, y], 3)))(n(x.tanh())), norm(4), conv()),
+        IMAGE,
+    ),
+    "concats of concats": (
+        Apply(
+            lambda x, n, a: (lambda y: a(torch.cat([y, torch.cat([n(x.relu()), y], 2)], 2)))(n(x.tanh())),
+            norm(4),
+            conv(),
+        ),
+        IMAGE,
+    ),
+    "a shift that a layer norm takes away": (
+        seq(conv(), nn.AvgPool2d(3, 1, 1), norm(6), nn.LayerNorm([4, 6]), nn.ReLU()),
+        IMAGE,
+    ),
     "parts": (Apply(of_parts, conv(), norm(2), norm(4)), IMAGE),
     "sum": (Apply(lambda x, a, b, n: n(a(x) + b(x)), conv(5), conv(5), norm(5)), IMAGE),
     "difference": (Apply(lambda x, a, b, n: n(a(x) - b(x)), conv(5), conv(5), norm(5)), IMAGE),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bntool.fold import fold, fold_
-from tests.folding import ConvNorm, error, folded, names, prepared, reason
+from tests.folding import Block, ConvNorm, error, folded, names, prepared, reason
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -499,3 +499,28 @@ def test_the_mean_of_a_weight_is_a_number_as_long_as_that_stays() -> None:
 
     _, report = folded(Mean(), X)
     assert names(report.kept) == ["after"]
+
+
+#: what is put together of one norm's calls -> why it stays
+PARTS: dict[str, tuple[Callable[[Any, Tensor], list[Tensor]], str]] = {
+    "one part is no norm's": (lambda b, x: [b.norm(x.tanh()), x], "only some parts of cat have its map"),
+    "one part is scaled": (
+        lambda b, x: [b.norm(x.tanh()), b.norm(x.relu()) * 2],
+        "the parts of cat need different maps",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PARTS)
+def test_parts_that_have_not_lost_the_same_map_keep_it(how: str) -> None:
+    """A layer behind them that took the map all the same would be wrong."""
+    parts, why = PARTS[how]
+    model: Any = prepared(
+        Block(lambda b, x: b.conv(torch.cat(parts(b, x))), norm=nn.BatchNorm2d(4), conv=nn.Conv2d(4, 3, 1)), X
+    )
+    assert why in reason(fold(model, X).report)
+    alone = fold(Block(lambda b, x: b.conv(b.norm(x.tanh())), norm=model.norm, conv=model.conv).eval())
+    assert names(alone.report.folded) == ["norm"]
+    wrong = copy.deepcopy(model)
+    wrong.norm, wrong.conv = nn.Identity(), alone.model.conv
+    assert error(model, wrong, X) > 1e-3

@@ -33,6 +33,12 @@ def channel_map(m: ChannelAffine, axis: int, channels: int) -> ChannelAffine | B
     return ChannelAffine(one.scale.repeat(channels), one.shift.repeat(channels)) if one.shape == (1,) else one
 
 
+def takes_away(kind: str, attrs: Attrs, m: ChannelAffine) -> bool:
+    """Whether what a node gives is the same without `m` on its input: a layer norm takes the mean off."""
+    last = attrs.get("normalized", 0) if kind == "layer_norm" else 0
+    return 0 < last <= len(m.shape) and not m.scales and set(m.shape[-last:]) == {1}
+
+
 def behind(kind: str, attrs: Attrs, shapes: Shapes, m: ChannelAffine) -> ChannelAffine | Blocked:
     """The form in which a node takes `m` after it."""
     if kind == "embedding":

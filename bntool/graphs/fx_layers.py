@@ -129,8 +129,9 @@ def affine_module(kind: str) -> Build:
 
 def layer_norm_module(call: Call) -> Spec:
     """(Over one element it gives its bias, whatever it is given: then it reads nothing.)"""
-    size = math.prod(call.module().normalized_shape)  # type: ignore[arg-type]
-    return Spec("layer_norm", (call.get(0, "input"),) if size > 1 else (), {}, _module_weights(call))
+    shape: Sequence[int] = call.module().normalized_shape  # type: ignore[assignment]
+    inputs = (call.get(0, "input"),) if math.prod(shape) > 1 else ()
+    return Spec("layer_norm", inputs, {"normalized": len(shape)}, _module_weights(call))
 
 
 def affine_function(kind: str) -> Build:
@@ -138,10 +139,11 @@ def affine_function(kind: str) -> Build:
 
     def build(call: Call) -> Spec | None:
         given = call.number(1, "normalized_shape", None)
-        if kind == "layer_norm" and math.prod(given or (1,)) <= 1:
+        if kind == "layer_norm" and math.prod(given or (1,)) <= 1:  # (or it is not known over what)
             return None
         params = _own_params(call, {"weight": (2, "weight"), "bias": (3, "bias")})
-        return None if params is None else Spec(kind, (call.get(0, "input"),), {}, params)
+        attrs = {"normalized": len(given)} if kind == "layer_norm" else {}
+        return None if params is None else Spec(kind, (call.get(0, "input"),), attrs, params)
 
     return build
 

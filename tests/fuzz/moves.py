@@ -221,7 +221,7 @@ def pool(g: Growth) -> bool:
     if g.chance(0.2):
         return g.emit("avg_pool", n, pool=f"adaptive_avg_pool{rank}d", output_size=g.one((1, 2)))
     sizes = {"kernel_size": g.one((2, 3)), "stride": g.one((1, 2)), "padding": g.one((0, 0, 1))}
-    if g.chance(0.5):
+    if g.chance(0.5) and max(g.values[n].shape[2:]) > 1:  # (of one place it is that place, at this size)
         return g.emit("max_pool", n, pool=f"max_pool{rank}d", **sizes)
     return g.emit("avg_pool", n, pool=f"avg_pool{rank}d", count_include_pad=g.chance(0.5), **sizes)
 
