@@ -11,6 +11,7 @@ import gc
 import weakref
 from functools import cache
 from itertools import chain
+from threading import Lock, RLock
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from bntool.errors import UsageError
 from bntool.graphs.walk import CONTAINERS, MEMBERS, modules_in
 
 SHARED = frozenset(
@@ -27,6 +29,9 @@ SHARED = frozenset(
 SHARED_VALUES = SHARED - {FunctionType}
 #: what is not looked into for the functions that it may hold
 KNOWS_NOTHING = (type, ModuleType, Tensor, nn.Module, fx.Graph)
+#: what deepcopy refuses and copies may hold together: `self.F = torch.nn.functional`
+HELD_TOGETHER = (ModuleType, type(Lock()), type(RLock()))
+KEYS = type(dict[Any, Any]().keys())
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
@@ -75,19 +80,19 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         for part in module.modules():
             held = (*part.__dict__.values(), *part._parameters.values(), *part._buffers.values())
             memo |= {id(t): _own(t) for v in held for t in _results_in(v) if id(t) not in memo}
-        return copy.deepcopy(module, memo)
+        return _deepcopied(module, memo, type(module).__name__)  # type: ignore[no-any-return]
     new = memo[id(module)] = type(module).__new__(type(module))
     for name, value in module.__dict__.items():
         kind = type(value)
         if kind in CONTAINERS and not value and id(value) not in memo:
             value = kind()  # the many dictionaries of hooks, mostly
         elif kind not in SHARED:
-            value = _members(value, memo) if name in MEMBERS else _value(value, memo)
+            value = _members(value, memo) if name in MEMBERS else _value(value, memo, name)
         new.__dict__[name] = value
     cls: Any = type(module)
     for name in _slots(cls):
         if hasattr(module, name):
-            object.__setattr__(new, name, _value(getattr(module, name), memo))
+            object.__setattr__(new, name, _value(getattr(module, name), memo, name))
     return new
 
 
@@ -106,10 +111,10 @@ def _members(members: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
 def _member(value: Any, memo: dict[int, Any]) -> Any:
     if value is None:
         return None
-    return copied(value, memo) if isinstance(value, nn.Module) else _value(value, memo)
+    return copied(value, memo) if isinstance(value, nn.Module) else _value(value, memo, "")
 
 
-def _value(value: Any, memo: dict[int, Any]) -> Any:
+def _value(value: Any, memo: dict[int, Any], name: str) -> Any:
     kind = type(value)
     if kind in SHARED or (kind is tuple and SHARED.issuperset(map(type, value))):
         return value
@@ -117,7 +122,41 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     memo |= {id(t): _own(t) for t in _results_in(value) if id(t) not in memo}
-    return copy.deepcopy(value, memo)
+    return _deepcopied(value, memo, name)
+
+
+def _deepcopied(value: Any, memo: dict[int, Any], name: str) -> Any:
+    """Raises: UsageError where something in it cannot be copied, and not be shared either."""
+    known = len(memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError:
+        while len(memo) > known:  # some of which are half copied
+            memo.popitem()
+    memo |= {id(v): _stand_in(v, memo) for v in _held_in(value) if isinstance(v, (*HELD_TOGETHER, KEYS))}
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError as error:
+        advice = "Take it off the model, and put it back on the result."
+        raise UsageError(f"it cannot be copied: {error}", where=name, next=advice) from error
+
+
+def _stand_in(value: Any, memo: dict[int, Any]) -> Any:
+    """What a copy holds in the place of a value that deepcopy refuses."""
+    return value if isinstance(value, HELD_TOGETHER) else dict.fromkeys(copy.deepcopy([*value], memo)).keys()
+
+
+def _held_in(value: Any) -> list[Any]:
+    """It and all that it holds, but what is in modules of Python's and in classes."""
+    todo, found = [value], dict[int, Any]()
+    while todo:
+        value = todo.pop()
+        if type(value) in SHARED or id(value) in found:
+            continue
+        found[id(value)] = value
+        if not isinstance(value, (*HELD_TOGETHER, KEYS, type, Tensor)):
+            todo += gc.get_referents(value)
+    return list(found.values())
 
 
 def _results_in(value: Any) -> list[Tensor]:

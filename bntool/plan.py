@@ -266,6 +266,8 @@ def own_map(node: Node) -> ChannelAffine | Blocked:
     if odd is not None:
         return _odd(odd)
     mean, var, weight, bias = (_value(node, name) for name in ("mean", "var", "weight", "bias"))
+    if node.kind == "instance_norm" and (mean is None or var is None):
+        return Blocked("it normalises every sample with the sample's own statistics")
     return norm_map(mean, var, weight, bias, node.attrs["eps"])
 
 

@@ -120,3 +120,29 @@ def test_the_batch_as_a_factor_is_no_constant(form: str) -> None:
     model = Block(lambda m, x: m.head(m.norm(m.conv(x).relu()) * x.shape[0]), **layers)
     x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     assert not folded(model, x, form=form)[1].folded
+
+
+def test_a_list_as_long_as_a_value_has_dimensions_is_written_into() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        shape = [1] * x.dim()
+        shape[0] = -1
+        places = torch.arange(1, x.shape[1] + 1, dtype=x.dtype).view(shape).transpose(0, 1)
+        return self.norm(x) * places.sum()  # type: ignore[no-any-return]
+
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    _, report = folded(Block(forward, **layers), torch.randn(2, 4, 5, 5, dtype=torch.float64))
+    assert not report.kept
+
+
+def test_a_number_of_numpys_made_of_a_size_that_is_not_known_is_not_to_be_caught() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        rows = y[y[:, 0, 0, 0] > -1e9].shape[0]  # how many there are depends on data
+        try:
+            return self.norm(y) + int(np.ceil(rows / 1000)) * y  # type: ignore[no-any-return]
+        except ValueError:
+            return self.norm(y)  # type: ignore[no-any-return]
+
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    folded(Block(forward, **layers), torch.randn(2, 4, 5, 5, dtype=torch.float64))

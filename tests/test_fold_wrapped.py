@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.optim.swa_utils import AveragedModel
 
 from bntool import calibrate, fold, fold_, insert, inspect, verify
 from bntool.errors import UsageError
-from tests.folding import error, folded, names, outputs, prepared, reason
+from tests.folding import Block, error, folded, names, outputs, prepared, reason
 from tests.random_norms import randomise_norms, scramble
 
 IMAGE = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -256,3 +257,56 @@ def test_merging_neither_moves_a_buffer_nor_forgets_that_it_moves() -> None:
     merged = fold(model, IMAGE, form="graph", merge=True, verify=False).model
     for _ in range(3):
         assert error(original, merged, IMAGE) < 1e-12
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+class Parametrized(nn.Conv2d):
+    """A layer that parametrizes itself, as one with a constraint on its weight does."""
+
+    limit: float
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.limit = 1.0
+        register_parametrization(self, "weight", Halved())
+
+    def norms(self) -> Tensor:
+        return self.weight.flatten(1).norm(dim=1)
+
+
+class WithOwnForward(Parametrized):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class WithOwnConvolution(Parametrized):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight, bias) * x.mean()
+
+
+class WithOwnBias(Parametrized):
+    @property
+    def bias(self) -> Tensor:  # type: ignore[override]
+        return self.limit * torch.arange(4.0, dtype=torch.float64)
+
+    @bias.setter
+    def bias(self, _: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "goes"),
+    [(Parametrized, True), (WithOwnForward, False), (WithOwnConvolution, False), (WithOwnBias, False)],
+)
+def test_a_subclass_that_parametrizes_itself_folds_where_it_changes_nothing_about_calls(
+    kind: type[Parametrized], goes: bool
+) -> None:
+    layers = {"conv": kind(4, 4, 3), "norm": nn.BatchNorm2d(4)}
+    model = Block(lambda self, x: self.norm(self.conv(x)), **layers)
+    result, report = folded(model, torch.randn(2, 4, 5, 5))
+    assert len(report.folded) == goes
+    assert isinstance(result.conv, kind)

@@ -18,13 +18,25 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 Computing = WeightNorm | SpectralNorm | prune.BasePruningMethod
+#: what a subclass may say of itself, or do when it is made, while calls stay what they are
+SAID = frozenset(vars(type("Sub", (nn.Module,), {}))) | {"__annotations__", "__constants__"}
+OF_NO_CALL = SAID | {"__init__", "__repr__", "extra_repr", "reset_parameters"}
+LOOK_UPS = ("__getattr__", "__getattribute__")
 
 
 def own_type(module: nn.Module) -> type[nn.Module]:
-    """The module's class, without the one a parametrization has put in its place."""
+    """The module's class, without the one a parametrization has put in its place.
+
+    Of a subclass that changes nothing about calls (it parametrizes itself when it is made) it is torch's.
+    """
     if "parametrizations" not in module._modules:  # asking torch takes a failed look-up for every module
         return type(module)
-    return parametrize.type_before_parametrizations(module)
+    kind = parametrize.type_before_parametrizations(module)
+    base = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn."))
+    added = {name for cls in kind.__mro__[: kind.__mro__.index(base)] for name in vars(cls)} - OF_NO_CALL
+    computed = vars(module.parametrizations)["_modules"]
+    held = {*module.__dict__, *module._parameters, *module._buffers, *computed}
+    return kind if any(hasattr(base, name) or name in held or name in LOOK_UPS for name in added) else base
 
 
 def has_own_forward(module: nn.Module) -> bool:

@@ -90,6 +90,11 @@ class Knowing(fx.Tracer):
         finally:
             self.measuring = False
 
+    def is_for_all_batches(self, node: fx.Node) -> bool:
+        """Whether it is a number that is known to be the same for batches of other sizes."""
+        known, others = self.known(node), self._for_other_batches(node)
+        return type(known) is int and bool(others) and all(type(o) is int and o == known for o in others)
+
     def is_tensor(self, node: fx.Node) -> bool:
         known = self.known(node)
         return isinstance(known, torch.Tensor) or (

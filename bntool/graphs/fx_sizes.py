@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from bntool.algebra.rules import DATA_SIZES, NEED_SIZES
+from bntool.graphs.fx_recurrent import RECURRENT, recurrent_results
 from bntool.graphs.fx_remembered import remembered
 
 T = TypeVar("T")
@@ -151,6 +152,8 @@ class Sizes:
             return given[0]  # its size is its input's, and working that out the long way takes 9 ms
         if type(module) in CONVS and len(args) == 1:
             return self._conv(module, args[0])
+        if type(module) in RECURRENT and args and getattr(args[0], "ndim", 0) == 3:
+            return recurrent_results(module, args[0])
         tensors = (*module.named_parameters(), *module.named_buffers())
         state = {key: self._meta(t) for key, t in tensors}
         hooks_free = type(module).forward

@@ -73,6 +73,8 @@ class Value(InPlace):
 
     def __getattr__(self, name: str) -> Any:
         """Raises: AttributeError for what it does not have, so that hasattr says so, or TraceError."""
+        if name.startswith("__array_"):  # which would be another way to data than `__array__`
+            raise AttributeError(name)
         known = self.tracer.known(self.node)  # type: ignore[attr-defined]
         sort = torch.Tensor if known is UNKNOWN and self.node.op == "placeholder" else known
         if sort is not UNKNOWN and not hasattr(sort, name):
@@ -98,6 +100,18 @@ class Value(InPlace):
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._number(), digits)
 
+    def __mul__(self, other: Any) -> Any:
+        return self._times(other, super().__mul__)  # type: ignore[misc]
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._times(other, super().__rmul__)  # type: ignore[misc]
+
+    def _times(self, other: Any, product: Callable[[Any], Any]) -> Any:
+        """`[1] * x.dim()` is a list of its own, into which a forward may write before it is a shape."""
+        if type(other) is list and self.tracer.is_for_all_batches(self.node):  # type: ignore[attr-defined]
+            return other * int(self)
+        return product(other)
+
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
 
@@ -115,7 +129,7 @@ class Value(InPlace):
         reflected = REFLECTED.get(function.__name__) if method == "__call__" and given[-1] is self else None
         if reflected is not None and isinstance(given[0], np.number):
             return getattr(self, reflected)(given[0].item())
-        found = [np.asarray(value) if isinstance(value, Value) else value for value in given]
+        found = [value.__array__() if isinstance(value, Value) else value for value in given]
         return getattr(function, method)(*found, **options)
 
     def __hash__(self) -> int:

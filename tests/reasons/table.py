@@ -29,6 +29,8 @@ ELSEWHERE = {
     "its running variance is {} in a channel: recalibrate it": HERE + "test_a_damaged_norm_has_no_map",
     "it has no running statistics, so it normalises with those of each batch": HERE
     + "test_without_running_statistics_a_norm_is_no_fixed_map",
+    "it normalises every sample with the sample's own statistics": HERE
+    + "test_an_instance_norm_without_running_statistics_is_no_fixed_map",
     "it has no bias to take the shift, and modules alone cannot give it one: use form='graph'": HERE
     + "test_leaving_the_shift_out_would_be_wrong",
     "the map has fewer dimensions than its value": HERE + "test_without_sizes_a_shift_may_not_fit",

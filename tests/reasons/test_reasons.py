@@ -109,6 +109,13 @@ def test_without_running_statistics_a_norm_is_no_fixed_map() -> None:
     assert distance(norm(X)[:1], norm(torch.cat([X[:1], 2 * X[1:] + 1]))[:1]) > WRONG
 
 
+def test_an_instance_norm_without_running_statistics_is_no_fixed_map() -> None:
+    norm = nn.InstanceNorm2d(4, affine=True).double().eval()
+    assert distance(norm(X), norm(2 * X + 1)) < 1e-3  # (eps aside) it takes out what a map would do
+    (kept,) = fold(nn.Sequential(nn.Conv2d(4, 4, 1), norm).double().eval(), X).report.kept
+    assert kept.reason == "it normalises every sample with the sample's own statistics"
+
+
 def test_leaving_the_shift_out_would_be_wrong() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
