@@ -81,8 +81,8 @@ class Found:
     """Owners of constants whose values maps were computed with: they must stay as they are."""
     settled: set[tuple[Node, int]] = field(default_factory=set)
     """Operands that are made up for before their turn comes."""
-    parts: dict[int, dict[int, Together]] = field(default_factory=dict)
-    """What has come of the parts of values, by port."""
+    parts: dict[int, dict[int, ChannelAffine]] = field(default_factory=dict)
+    """The maps that parts of values have lost, by the value's id and by port."""
 
     def copy(self) -> Found:
         wanted = {key: [list(makes) for makes in rounds] for key, rounds in self.wanted.items()}

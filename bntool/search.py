@@ -25,6 +25,7 @@ from bntool.showing import Showing
 #: how many goals one search may look at before it gives up
 BUDGET = 4000
 AGAIN = Blocked("its scale and its shift would have to pass another call of it")
+UNLIKE = Blocked("the map differs along more than its channels")
 TOO_FAR = Blocked("its map would have to travel too far")
 
 
@@ -192,8 +193,8 @@ class Search:
             return AGAIN if self._is_apart(node) else self._below(node, goal.map)
         if node.kind in PASSING:
             ways = self._goals(node, PASSING[node.kind].down(self._site(node), goal.port, goal.map))
-            if node.kind == "concat" and goal.map.shape[node.attrs["dim"]] == 1:
-                return _either([[Together(node, goal.port, goal.map)]], ways)
+            if node.kind == "concat" and goal.map.shape[node.attrs["dim"]] == 1 and self._is_of_own(node):
+                return _either(ways, [[Together(node, goal.port, goal.map)]])
             whole = next(combinations_below(node, goal.port), None) if node.kind in LINES else None
             return ways if whole is None else _either(ways, self._below_whole(whole, goal))
         form = before(node.kind, node.attrs, shapes(node), goal.map)
@@ -202,17 +203,25 @@ class Search:
     def _together(self, goal: Together, found: Found) -> list[list[Goal]] | Blocked:
         """All parts of a value have lost the same map, or the others have yet to lose it."""
         node = goal.reader
-        parts = found.parts.setdefault(id(node), {})
-        if goal.port in parts or not all(goal.map.equals(part.map) for part in parts.values()):
-            return Blocked(f"the parts of {place(node)} need different maps")
-        parts[goal.port] = goal
-        key = ("parts", id(node))
+        parts, key = found.parts.setdefault(id(node), {}), ("parts", id(node))
+        if goal.port in parts or not all(goal.map.equals(part) for part in parts.values()):
+            return at(node, UNLIKE)
+        parts[goal.port] = goal.map
+        found.waiting[key] = at(node, UNLIKE)
         if len(parts) < len(node.inputs):
-            found.waiting[key] = Blocked(f"only some parts of {place(node)} have its map")
             return [[]]
-        del found.parts[id(node)]
-        found.waiting.pop(key, None)
+        del found.parts[id(node)], found.waiting[key]
         return self._below(node, goal.map)
+
+    def _is_of_own(self, value: Node) -> bool:
+        """Whether all of a value is the norm's, with nothing but what maps pass in between."""
+        while value.owner != self.own:
+            if value.kind == "concat":
+                return all(map(self._is_of_own, value.inputs))
+            if len(value.inputs) != 1 or not (self._gone(value) or value.kind in PASSING):
+                return False
+            value = value.inputs[0]
+        return True
 
     def _below_whole(self, whole: Combination, goal: Cope) -> list[list[Goal]] | Blocked:
         """All reads of the value within the combination at once."""

@@ -41,10 +41,6 @@ ELSEWHERE = {
     "{} would have to change and to stay as it is": HERE + "test_a_parameter_cannot_change_and_stay",
     "its scale and its shift would have to pass another call of it": "tests/test_fold_sharing.py::"
     "test_scale_and_shift_apart_do_not_pass_another_call_of_the_norm",
-    "only some parts of {} have its map": "tests/test_fold_sharing.py::"
-    "test_parts_that_have_not_lost_the_same_map_keep_it",
-    "the parts of {} need different maps": "tests/test_fold_sharing.py::"
-    "test_parts_that_have_not_lost_the_same_map_keep_it",
     "a scale of zero": HERE + "test_a_scale_of_zero_hides_every_shift_before_it",
     "which way the forward goes depends on this value": "tests/test_fold_calls.py::"
     "test_a_decision_that_reads_the_value_keeps_it",
