@@ -75,6 +75,11 @@ def under_autocast(self: Any, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))  # type: ignore[no-any-return]
 
 
+def under_autocast_there(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cuda", enabled=x.is_cuda):
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+
 def refuses(self: Any, x: Tensor) -> Tensor:
     y: Tensor = self.norm(self.conv(x))
     if not torch.isfinite(y).all():
@@ -109,8 +114,8 @@ def moves(self: Any, x: Tensor) -> Tensor:
     return F.avg_pool2d(y, y.size()[2:]).view(-1, int(y.size(1)))
 
 
-CASES = [(f, X) for f in (under_autocast, refuses, checks, insists, moves)] + [
-    (f, None) for f in (refuses, insists)
+CASES = [(f, X) for f in (under_autocast, under_autocast_there, refuses, checks, insists, moves)] + [
+    (f, None) for f in (under_autocast_there, refuses, insists)
 ]
 
 

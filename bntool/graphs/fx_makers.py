@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,7 +61,11 @@ def _class_like(kind: type) -> type:
 
 def _read(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+        plain = {name: _plain(value) for name, value in kwargs.items()}
+        with warnings.catch_warnings():
+            if any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
+                warnings.simplefilter("ignore")  # of what the way that is followed would do here
+            return function(*map(_plain, args), **plain)
 
     return call
 
@@ -72,4 +77,7 @@ def _plain(value: Any) -> Any:
     tracer: Any = value.tracer
     if tracer.known(value.node) == "meta":  # the device on which sizes are worked out
         return "cpu"
-    return tracer.read(value.node) if isinstance(tracer.known(value.node), int | float | str) else value
+    known = tracer.known(value.node)
+    if isinstance(known, bool):  # which may depend on where a tensor is
+        return bool(value)
+    return tracer.read(value.node) if isinstance(known, int | float | str) else value
