@@ -186,7 +186,9 @@ class Search:
             found.settled.remove((node, goal.port))
             return [[]]
         if node.kind == "output":
-            return Blocked(f"{place(node.inputs[goal.port])} is an output of the model")
+            return Blocked(
+                f"{place(node.inputs[goal.port])} is an output of {node.attrs.get('of') or 'the model'}"
+            )
         if not self.showing.shows(node, goal.port, goal.map) or takes_away(node.kind, node.attrs, goal.map):
             return [[]]
         if self._gone(node):

@@ -62,6 +62,11 @@ def test_an_island_that_the_inputs_do_not_reach_says_so() -> None:
     assert "no call of it is reached with the example inputs" in reason(report, "second.norm")
 
 
+def test_what_leaves_an_island_is_said_to_be_its_output() -> None:
+    report = fold(routed(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))), X).report
+    assert "first.2 is an output of first" in reason(report)
+
+
 class Levels(Routed):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         step = 2 if float(x.abs().max()) < 100 else 3

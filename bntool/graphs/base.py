@@ -41,7 +41,7 @@ layout           x       -: pure data movement; `Graph.index` says what goes whe
 identity         x       -: dropout in eval, contiguous, a cast that is exact, ...
 input, constant  -       -: values nothing is known of; a map may not enter them
 opaque           *       what: the operator's own name, for the reason
-output           *       -: what leaves the model (or the traced island) and must not change
+output           *       of: what leaves the model (or the traced island of that path) and must not change
 """
 
 from __future__ import annotations

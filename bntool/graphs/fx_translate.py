@@ -89,7 +89,7 @@ class Translator:
 
     def _translate(self, node: fx.Node) -> None:
         if node.op == "output":
-            self._add(node, Spec("output", tuple(self._tensors(node.args))))
+            self._add(node, Spec("output", tuple(self._tensors(node.args)), {"of": self.prefix}))
             return
         if node.op == "placeholder":
             self._add(node, Spec("input"))

@@ -166,7 +166,7 @@ CASES = [
         "its output is changed in place, which would now change its input", output_changed, "next", "before"
     ),
     Case("a hook on {} sees this value", lambda n, x: n.norm(n.conv(x)), "conv", seen="conv"),
-    Case("{} is an output of the model", lambda n, x: (n.next(y := n.norm(x.tanh())), y), "next", "before"),
+    Case("{} is an output of {}", lambda n, x: (n.next(y := n.norm(x.tanh())), y), "next", "before"),
     Case("the output of {} feeds {} places: {}", lambda n, x: (n.norm(y := n.conv(x)), y.tanh()), "conv"),
     Case(
         "the output of {} is read more than once by {}",
