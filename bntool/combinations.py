@@ -13,7 +13,11 @@ from dataclasses import dataclass, replace
 from bntool.graphs.base import Node
 
 SUMS = ("add", "sub")
-LINES = (*SUMS, "scalar", "identity")
+#: what a combination may end in: a sum, or one with factors (`torch.add(x, y, alpha=2)`)
+ENDS = (*SUMS, "combination")
+LINES = (*ENDS, "scalar", "identity")
+#: kinds that add a number, and the attribute that says which
+OWN_SHIFT = {"scalar": "b", "combination": "shift"}
 #: for every input the operands (reader, port) in which it is read
 Reads = tuple[tuple[tuple[Node, int], ...], ...]
 
@@ -32,14 +36,14 @@ class Combination:
 
 def combination(root: Node) -> Combination | None:
     """The value of `root` as a combination; None where nothing is read twice: op by op says as much then."""
-    if root.kind not in SUMS:
+    if root.kind not in ENDS:
         return None
     inside, shift = _inside(root), 0.0
     factors, reads = defaultdict[Node, float](float), defaultdict[Node, list[tuple[Node, int]]](list)
     factors[root] = 1.0
     for node in inside:
         factor = factors.pop(node)
-        shift += factor * float(node.attrs["b"]) if node.kind == "scalar" else 0.0
+        shift += factor * float(node.attrs.get(OWN_SHIFT.get(node.kind, ""), 0.0))
         for port, value in enumerate(node.inputs):
             factors[value] += factor * _factor(node, port)
             reads[value].append((node, port))
@@ -54,6 +58,8 @@ def combination(root: Node) -> Combination | None:
 def _factor(node: Node, port: int) -> float:
     if node.kind == "scalar":
         return float(node.attrs["a"])
+    if node.kind == "combination":
+        return float(node.attrs["factors"][port])
     return -1.0 if node.kind == "sub" and port == 1 else 1.0
 
 

@@ -151,6 +151,19 @@ ALL_GO: dict[str, tuple[nn.Module, Tensor]] = {
     "parts": (Apply(of_parts, conv(), norm(2), norm(4)), IMAGE),
     "sum": (Apply(lambda x, a, b, n: n(a(x) + b(x)), conv(5), conv(5), norm(5)), IMAGE),
     "difference": (Apply(lambda x, a, b, n: n(a(x) - b(x)), conv(5), conv(5), norm(5)), IMAGE),
+    "weighted sum": (
+        Apply(
+            lambda x, a, b, n: n(torch.add(a(x), b(x), alpha=2).sub(b(x), alpha=0.5)),
+            conv(5),
+            conv(5),
+            norm(5),
+        ),
+        IMAGE,
+    ),
+    "weighted sum of a value with itself": (
+        Apply(lambda x, n, a: a(torch.add(-(y := n(x.tanh())), y, alpha=3)), norm(4), conv()),
+        IMAGE,
+    ),
     "numbers": (Apply(lambda x, a, b, n: n(0.5 * a(x) + (1 - b(x) / 3)), conv(5), conv(5), norm(5)), IMAGE),
     "unpadded conv": (seq(nn.Tanh(), norm(4), conv()), IMAGE),
     "circular conv": (seq(nn.Tanh(), norm(4), conv(padding=1, padding_mode="circular", bias=False)), IMAGE),

@@ -112,9 +112,12 @@ def pad(call: Call) -> Spec | None:
 def binary(kind: str) -> Build:
     def build(call: Call) -> Spec | None:
         a, b = call.get(0, "input"), call.get(1, "other")
-        if call.fixed(call.get(2, "alpha", 1)) != 1 or call.node.kwargs.get("rounding_mode") is not None:
+        alpha = call.fixed(call.get(2, "alpha", 1))
+        if not isinstance(alpha, (int, float)) or call.node.kwargs.get("rounding_mode") is not None:
             return None
         x, y = call.fixed(a), call.fixed(b)
+        if alpha != 1:
+            return None if isinstance(x, (int, float)) else _with_factor(kind, a, b, alpha, y)
         if isinstance(y, (int, float)):
             return _with_literal(kind, a, float(y), right=True)
         if isinstance(x, (int, float)):
@@ -122,6 +125,16 @@ def binary(kind: str) -> Build:
         return Spec(kind, (a, b))
 
     return build
+
+
+def _with_factor(kind: str, a: Any, b: Any, alpha: float, known: Any) -> Spec | None:
+    """`a + alpha * b`, where `known` is what is known of b."""
+    if isinstance(known, (int, float)):
+        return _with_literal(kind, a, float(alpha * known), right=True)
+    factor = -alpha if kind == "sub" else alpha
+    if kind not in ("add", "sub") or not math.isfinite(factor):
+        return None
+    return Spec("combination", (a, b), {"factors": (1.0, float(factor)), "shift": 0.0})
 
 
 def _with_literal(kind: str, x: Any, c: float, *, right: bool) -> Spec | None:
