@@ -98,6 +98,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
         64,
         0,
     ),
+    "transformers segformer": (transformers("SegformerForSemanticSegmentation", depths=[1, 1, 1, 1]), 64, 0),
     "ultralytics yolov5n": (yolo("yolov5n.yaml"), 64, 0),
     "ultralytics yolov8n": (yolo("yolov8n.yaml"), 64, 0),
     "ultralytics yolov9t": (yolo("yolov9t.yaml"), 64, 0),
