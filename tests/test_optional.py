@@ -30,6 +30,15 @@ class Maybe(Base):
         return self.choose(y if skip is None else y * 1.0, skip is not None)
 
 
+class Auxiliary(Base):
+    """What is worked out beside is only used where there are labels."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        beside = self.norm(self.conv(x))
+        y = self.after(self.other(torch.cat([x, x[:, :1]], 1)))
+        return y if labels is None else y + torch.relu(beside) * labels
+
+
 class Flag(Base):
     def forward(self, x: Tensor, flag: bool = False) -> Tensor:
         y = self.conv(x)
@@ -70,6 +79,15 @@ def test_a_graph_has_the_defaults_of_what_is_left_out(kind: type[nn.Module], wit
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
     with pytest.raises(TypeError):
         folded(x, OTHER[kind])
+
+
+def test_a_way_on_which_nobody_reads_a_layer_asks_nothing_of_it() -> None:
+    x, labels = torch.randn(2, 3, 5, 5, dtype=torch.double), torch.randn(2, 4, 5, 5, dtype=torch.double)
+    model = randomise_norms(Auxiliary().eval().double(), (x,))
+    result = bntool.fold(model, (x,), verify=False)
+    assert sorted(entry.name for entry in result.report.folded) == ["after", "norm"]
+    for call in ((x,), (x, labels)):
+        torch.testing.assert_close(result.model(*call), model(*call), rtol=1e-10, atol=1e-10)
 
 
 def test_a_way_that_the_model_itself_does_not_go_is_none() -> None:
