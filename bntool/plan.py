@@ -203,7 +203,7 @@ class _Planner:
         return None
 
     def _one_map(self, absorbs: list[Absorb]) -> Blocked | None:
-        """Why the calls of an owner would not all take one map; where nobody reads the value it may be any."""
+        """Why the calls of an owner would not all take one map; unread ones may take any."""
         asked = {id(a.node) for a in absorbs}
         of_owner = self.calls[absorbs[0].node.owner]
         calls = [c for c in of_owner if c.users or c.watched or c.overwrites or id(c) in asked]
