@@ -119,14 +119,17 @@ ATTEMPTS = ((1, one(after)), (1, one(before)), (2, both), (2, summed), (2, conca
 def redraw(model: nn.Module, x: Tensor, seed: int, size: float) -> Tensor:
     """New magnitudes, same signs, for all of the model's numbers: agreement is structure. A new input.
 
-    (Scales that are zero throughout become others: behind a norm that erases its data anything agrees.)
+    (Scales that are zero throughout become others: behind a norm that erases its data anything agrees. Shifts
+    get other signs: where all are positive, by chance, a ReLU between two others does nothing.)
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point():
                 tensor.add_(not tensor.any())
                 tensor.mul_(0.5 + 1.5 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
+                if name.endswith(("bias", "mean")):
+                    tensor.mul_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).sign())
     return torch.randn(x.shape, generator=generator, dtype=x.dtype) * size
 
 
