@@ -207,8 +207,8 @@ def norm_on(g: Growth, n: int) -> bool:
 
 
 def attention(g: Growth) -> bool:
-    n = g.pick(3)
-    return n is not None and g.emit("attend", n, n, g.partner(n))
+    n = g.pick(3)  # (of one place all attention is on that, whatever it is)
+    return n is not None and g.values[n].shape[1] > 1 and g.emit("attend", n, n, g.partner(n))
 
 
 def pool(g: Growth) -> bool:
