@@ -16,7 +16,7 @@ from bntool.graphs.base import Graph, Node
 Mask = NDArray[np.bool_]
 
 #: kinds that give every element from the elements of their inputs at the same place
-ELEMENTWISE = ("identity", "scalar", "relu", "add", "sub", "mul", "div", "batch_norm")
+ELEMENTWISE = ("identity", "scalar", "relu", "add", "sub", "mul", "div", "batch_norm", "instance_norm")
 #: kinds that give every row (along the last dimension) from the same row of their input
 ROWWISE = ("linear",)
 
@@ -55,6 +55,8 @@ class Showing:
 
     def _is_followed(self, node: Node) -> bool:
         kinds = (*ELEMENTWISE, *ROWWISE, "layout", "concat")
+        if node.kind == "instance_norm" and "mean" not in node.params:  # every place changes with every other
+            return False
         return node.kind in kinds and not (node.watched or node.changed_by or node.attrs.get("training"))
 
     def _leaves_out(self, node: Node) -> bool:

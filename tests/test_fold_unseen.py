@@ -102,6 +102,17 @@ def slice_of_the_other_part(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return m.norm(y), torch.cat([y, x], 1)[:, 4:]
 
 
+def slice_of_the_other_part_normalised(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.conv(x)
+    return m.norm(y), m.instance(torch.cat([y, x], 1))[:, 4:]
+
+
+def row_of_the_other_rows_normalised(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """With the statistics of each image, where every place changes with every other."""
+    y = m.conv(x)
+    return m.norm(y), F.instance_norm(torch.cat([y, x], 2))[:, :, 6:]
+
+
 def slice_of_the_other_part_scaled_in_place(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     y = m.conv(x)
     return m.norm(y), torch.cat([y, x], 1).mul_(0.5)[:, 4:]
@@ -231,6 +242,8 @@ FORWARDS: dict[Callable[[Any, Tensor], Any], bool] = {
     cancelled: True,
     cancelled_in_part: False,
     slice_of_the_other_part: True,
+    slice_of_the_other_part_normalised: True,
+    row_of_the_other_rows_normalised: False,
     slice_of_the_other_part_scaled_in_place: True,
     slice_of_the_other_part_and_a_view: False,
     slice_of_both_parts: False,
@@ -261,6 +274,7 @@ def test_only_a_reader_that_shows_keeps_a_norm(forward: Callable[[Any, Tensor], 
         norm=nn.BatchNorm2d(4),
         head=nn.Conv2d(4, 2, 3),
         wide=nn.Linear(6, 6),
+        instance=nn.InstanceNorm2d(8, track_running_stats=True),
     )
     model.down = nn.Sequential(model.conv, nn.ReLU(), model.norm)  # from where the norm can only go down
     if forward in (rows, mixed):
