@@ -61,11 +61,12 @@ def _class_like(kind: type) -> type:
 
 def _read(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        plain = {name: _plain(value) for name, value in kwargs.items()}
+        if not any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
+            return function(*args, **kwargs)
+        plain = [_plain(value) for value in args], {name: _plain(value) for name, value in kwargs.items()}
         with warnings.catch_warnings():
-            if any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
-                warnings.simplefilter("ignore")  # of what the way that is followed would do here
-            return function(*map(_plain, args), **plain)
+            warnings.simplefilter("ignore")  # of what the way that is followed would do here
+            return function(*plain[0], **plain[1])
 
     return call
 
@@ -75,9 +76,9 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, fx.Proxy):
         return value
     tracer: Any = value.tracer
-    if tracer.known(value.node) == "meta":  # the device on which sizes are worked out
-        return "cpu"
     known = tracer.known(value.node)
+    if known == "meta":  # the device on which sizes are worked out
+        return "cpu"
     if isinstance(known, bool):  # which may depend on where a tensor is
         return bool(value)
     return tracer.read(value.node) if isinstance(known, int | float | str) else value
