@@ -27,6 +27,7 @@ from bntool.graphs.islands import module_graph
 from bntool.lazy import give_sizes, has_lazy_parts, insist_on_data, stand_ins
 from bntool.merging import merge_branches
 from bntool.padding import move_padding
+from bntool.plan import Plan
 from bntool.pooling.batches import Call
 from bntool.report.merges import Merged
 from bntool.report.savings import Grown, new_biases, size_of
@@ -147,9 +148,11 @@ def finish(form: GraphForm, arguments: Arguments | None, *, keep: Sequence[str],
 def grown(form: GraphForm, job: Job) -> Grown:
     """What layers hold more than before: new biases, copies of what was shared, values to pad with."""
     layers = {place(node): node for node in job.graph.nodes if node.owner is not None}
+    left = dict(form.model.named_modules())
     more = [(owner, size) for owner, size in new_biases(job.plan).items()]
     for stem in form.shared:
-        more += _copies(form.model, job, [n for name, n in layers.items() if copy_of(name, stem)])
+        there = [node for name, node in layers.items() if name in left and copy_of(name, stem)]
+        more += _copies(job.plan, there)
     held = dict(form.model.named_parameters())  # each once, under its first name
     for own, original in form.tied:
         names = [name.rpartition(".")[0] for name in (own, original)]
@@ -167,14 +170,10 @@ def grown(form: GraphForm, job: Job) -> Grown:
     return total
 
 
-def _copies(model: nn.Module, job: Job, layers: list[Node]) -> list[tuple[Hashable, tuple[int, int]]]:
-    """What copies of one layer take that are still there: one of them is the layer itself."""
-    left = dict(model.named_modules())
-    there = [node for node in layers if place(node) in left]
-    there.sort(key=lambda node: node.owner in job.plan.changes)
-    sizes = [[size_of(p.shape, p) for p in node.params.values()] for node in there[1:]]
-    sums = [(sum(values for values, _ in each), sum(size for _, size in each)) for each in sizes]
-    return [(node.owner, size) for node, size in zip(there[1:], sums, strict=True)]
+def _copies(plan: Plan, there: list[Node]) -> list[tuple[Hashable, tuple[int, int]]]:
+    """What copies of one layer take: one of those that are `there` is the layer itself."""
+    copies = sorted(there, key=lambda node: node.owner in plan.changes)[1:]
+    return [(node.owner, size_of(p.shape, p)) for node in copies for p in node.params.values()]
 
 
 def _of_eval_mode(module: fx.GraphModule) -> list[str]:

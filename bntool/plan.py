@@ -205,8 +205,7 @@ class _Planner:
     def _one_map(self, absorbs: list[Absorb]) -> Blocked | None:
         """Why the calls of an owner would not all take one map; unread ones may take any."""
         asked = {id(a.node) for a in absorbs}
-        of_owner = self.calls[absorbs[0].node.owner]
-        calls = [c for c in of_owner if c.users or c.watched or c.overwrites or id(c) in asked]
+        calls = [c for c in self.calls[absorbs[0].node.owner] if _is_read(c) or id(c) in asked]
         changes = {id(c): Change(c) for c in calls}
         for a in absorbs:
             changes[id(a.node)] = changes[id(a.node)].take(a.side, a.form)
@@ -253,7 +252,7 @@ def calls_by_owner(nodes: Iterable[Node]) -> dict[Hashable, list[Node]]:
 
 def _is_read(call: Node) -> bool:
     """Whether an output derives from the call: values know no readers but those. Others ask for nothing."""
-    return any(reader is call for reader, _ in call.inputs[0].users)
+    return not call.inputs or any(reader is call for reader, _ in call.inputs[0].users)
 
 
 def find_norms(calls: Mapping[Hashable, list[Node]]) -> list[Norm]:

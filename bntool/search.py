@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bntool.algebra.absorbing import NORMS, before, behind, takes_away
+from bntool.algebra.absorbing import NORMS, UNLIKE, before, behind, takes_away
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.elementwise import line_down, line_up
 from bntool.algebra.moves import Index
@@ -25,7 +25,6 @@ from bntool.showing import Showing
 #: how many goals one search may look at before it gives up
 BUDGET = 4000
 AGAIN = Blocked("its scale and its shift would have to pass another call of it")
-UNLIKE = Blocked("the map differs along more than its channels")
 TOO_FAR = Blocked("its map would have to travel too far")
 
 

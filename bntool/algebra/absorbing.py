@@ -14,6 +14,7 @@ from bntool.algebra.linear import LINEAR, in_channels, out_channels
 from bntool.algebra.moves import unbroadcast
 
 PADDED = Blocked("its zero padding would need the shift too")
+UNLIKE = Blocked("the map differs along more than its channels")
 Attrs = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 NORMS = ("batch_norm", "instance_norm")
@@ -26,7 +27,7 @@ def channel_map(m: ChannelAffine, axis: int, channels: int) -> ChannelAffine | B
     if axis + len(m.shape) < 0:
         return Blocked("the map has fewer dimensions than its value")
     if m.scale.size != m.shape[axis]:
-        return Blocked("the map differs along more than its channels")
+        return UNLIKE
     if m.shape[axis] not in (1, channels):
         return Blocked("the map's channels are not its channels")
     one = m.reshape((-1,))

@@ -140,7 +140,7 @@ def place_of(tensor: torch.Tensor) -> Hashable:
 def param_of(tensor: torch.Tensor, name: str) -> Param:
     key, part, dtype = tensor_key(tensor), memory_part(tensor), _dtype_name(tensor.dtype)
     shape, own = tuple(tensor.shape), type(tensor).__name__ if has_own_class(tensor) else ""
-    return Param(name, key, shape, dtype, partial(to_float64, tensor), not own, part, None, own)
+    return Param(name, key, shape, dtype, partial(to_float64, tensor), not own, part, own_class=own)
 
 
 @cache

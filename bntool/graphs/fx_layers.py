@@ -162,8 +162,8 @@ RANKS: dict[type[nn.Module], int | None] = {
 STATISTICS = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-#: the positions of a norm function's arguments
-ARGUMENTS = {"mean": 1, "var": 2, "weight": 3, "bias": 4}
+#: where a norm function takes them
+PLACES = {name: (place, STATISTICS[name]) for place, name in enumerate(("mean", "var", "weight", "bias"), 1)}
 
 
 def norm_module(call: Call) -> Spec | None:
@@ -201,13 +201,7 @@ def frozen_norm(call: Call) -> Spec:
 
 def norm_function(kind: str, training_at: int, eps_at: int, flag: str) -> Build:
     def build(call: Call) -> Spec | None:
-        named = {
-            "mean": (1, "running_mean"),
-            "var": (2, "running_var"),
-            "weight": (3, "weight"),
-            "bias": (4, "bias"),
-        }
-        params, x = _own_params(call, named), call.get(0, "input")
+        params, x = _own_params(call, PLACES), call.get(0, "input")
         if params is None or (isinstance(x, fx.Node) and call.param(x) is not None):
             return None
         training = call.number(training_at, flag, kind == "instance_norm")

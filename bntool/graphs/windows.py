@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 Sizes = tuple[int, ...]
-INTEGERS = frozenset((int,))
 
 
 def window(
@@ -33,8 +32,6 @@ def _around(taps: Sequence[int], padding: Any, dilation: Sizes | None) -> Sizes 
 
 def _each(value: Any, rank: int) -> Sizes | None:
     """One number for every dimension, or one for all of them."""
-    if type(value) is tuple and len(value) == rank and INTEGERS.issuperset(map(type, value)):  # mostly
-        return value
     if isinstance(value, int):
         return (value,) * rank
     if not isinstance(value, Sequence) or not all(isinstance(v, int) for v in value):
