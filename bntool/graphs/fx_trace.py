@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx, is_autocast_enabled, is_grad_enabled, nn
 from torch.nn.modules.conv import _ConvNd
 
+from bntool.graphs.fx_arguments import TakingArguments
 from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_catching import catch
-from bntool.graphs.fx_decorated import arguments_behind, further, hands_on
 from bntool.graphs.fx_frozen import is_frozen_norm
 from bntool.graphs.fx_hooks import has_hooks
-from bntool.graphs.fx_identity import alternatives, asks_identity
-from bntool.graphs.fx_knowing import Knowing
+from bntool.graphs.fx_identity import asks_identity
 from bntool.graphs.fx_makers import makers_traced
 from bntool.graphs.fx_reachable import functions_of
 from bntool.graphs.fx_reads import Reads
@@ -40,7 +37,7 @@ from bntool.graphs.fx_values import Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
 
 
-class Tracer(Knowing):
+class Tracer(TakingArguments):
     """Traces one way through a module; `decisions` says how its forks go, and grows by those it meets."""
 
     proxy_buffer_attributes = True
@@ -53,9 +50,7 @@ class Tracer(Knowing):
         sizes_decide: bool = True,
         as_given: bool = False,
     ) -> None:
-        super().__init__(decisions, inputs, sizes_decide)
-        self.as_given = as_given
-        """Whether arguments that `inputs` leave out have their defaults: the graph takes them no more."""
+        super().__init__(decisions, inputs, sizes_decide, as_given)
         self.is_leaf = is_leaf
         self.changed: Callable[[nn.Module], bool] = lambda module: False
         """Whether the forward has changed a module by now: what it is then, only its own forward shows."""
@@ -63,8 +58,6 @@ class Tracer(Knowing):
         """Whether the forward has given a module hooks by now, which no graph would call."""
         self.catches = False
         """Whether code that is reached may catch what is raised: then it is raised while tracing."""
-        self.asks_identity = False
-        """Whether code that is reached asks what is True, and not only what is true."""
         self.path = ""
         self.failed_in: str | None = None
         self.frozen: set[nn.Module] = set()
@@ -72,14 +65,10 @@ class Tracer(Knowing):
         self.read_unseen: set[str] = set()
         """Parameters and buffers whose values the forward uses without the graph showing it."""
         self.told: set[nn.Module] = set()
-        self.further: list[str] = []
-        """The `*args` and `**kwargs` that the forward is traced without."""
         self.given: dict[str, list[Inputs | None]] = {}
         """What convolutions and linears that have no bias and a forward of their own are given, by path."""
         self.outside, self.switched = modes(), False
         """Whether the forward switches what no graph carries along: a mode of torch, hooks."""
-        self.known_parts: tuple[nn.Module, dict[nn.Module, str], dict[Any, str]] | None = None
-        """The traced module, the paths of its parts, and of the tensors that are plain attributes of them."""
         self.values: list[weakref.ref[fx.Proxy]] = []
         self.keeps = False
         """Whether tensors are still there when the forward is through: for its next call, or for others."""
@@ -158,73 +147,13 @@ class Tracer(Knowing):
         self.known_parts = root, {m: path for path, m in modules.items()}, attributes
         return self.trace(type(root).forward)
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        if self.known_parts is not None:
-            self.root, self.submodule_paths, self.tensor_attrs = self.known_parts
-            is_module = True
-        if is_module and hands_on(root_fn, self.inputs, self.as_given):
-            self.further = further(root_fn)
-            if self.further and not self.sizes_decide:  # a part: who knows what the code around it gives
-                raise self.refusal("it takes further arguments")
-            function, behind = arguments_behind(root_fn, self._placeholder, self.inputs, self.as_given)
-            return function, [self.root, *(self._default(place, a) for place, a in enumerate(behind))]
-        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [self._default(place - is_module, a) for place, a in enumerate(arguments)]
-
-    def _placeholder(self, parameter: inspect.Parameter) -> fx.Proxy:
-        default = () if parameter.default is parameter.empty else (parameter.default,)
-        return self.create_proxy("placeholder", parameter.name, default, {})  # type: ignore[no-any-return]
-
-    def _default(self, place: int, argument: Any) -> Any:
-        """What an argument with a default is: a fork where that is None, as no traced value ever is.
-
-        With `as_given` it is what the inputs make of it; who calls a module may do it another way.
-        """
-        if not isinstance(argument, Value):
-            return argument
-        known = self.known(argument.node)
-        if known is None:
-            return self._or_none(argument)
-        if self.as_given and self._is_left_out(place, argument.node):
-            argument.node.meta["left_out"] = True
-            return argument.node.args[0]
-        if options := alternatives(known, flags=self.asks_identity):
-            return self._one_of(options, argument)
-        if not argument.node.args or self.as_given:
-            return argument
-        argument.node.meta["optional"] = True
-        return argument if argument.node.args[0] is not None or self.forks.at(argument.node) else None
-
-    def _is_left_out(self, place: int, argument: fx.Node) -> bool:
-        """Whether the inputs leave an argument to its default, which is a plain value."""
-        args, kwargs = self.inputs if self.inputs is not None else ((), {})
-        given = place < len(args) or argument.target in kwargs
-        return not given and any(type(a) in LITERALS or isinstance(a, Enum) for a in argument.args)
-
-    def _one_of(self, options: Sequence[Any], value: Value) -> Any:
-        """Which of these an argument is: a fork for each but the last, as a traced value is none of them."""
-        value.node.meta["optional"] = True
-        first = (o for o in options[:-1] if self.forks.at(value.node, (value.node, o)))
-        return next(first, options[-1])
-
-    def _or_none(self, value: Value) -> Any:
-        """What may be None another time, where the inputs say so: a fork, as no traced value ever is None."""
-        value.node.meta["optional"] = True
-        return value if self.forks.at(value.node) else None
-
     def create_proxy(self, kind: str, target: Any, *more: Any, **named: Any) -> Any:
         value: Any = super().create_proxy(kind, target, *more, **named)
         if self.catches:
             self._raise_as_it_would(value.node)
         if target not in (operator.getitem, "get") or not is_of_argument(value.node):
             return value
-        known = self.known(value.node)
-        if target == "get" or known is None:
-            return self._or_none(value)
-        options = alternatives(known, flags=self.asks_identity)
-        return self._one_of(options, value) if options else value
+        return self._or_none(value) if target == "get" else self._itself(value)
 
     def _raise_as_it_would(self, node: fx.Node) -> None:
         """Raises, once, what a call raises that cannot be given what it is: the forward goes no further."""
@@ -354,8 +283,11 @@ def only_new_garbage() -> Iterator[None]:
 
 
 def modes() -> tuple[bool, ...]:
-    """Modes of torch in which code runs: whether gradients are recorded, and where autocast is on."""
-    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    """Modes of torch in which code runs: whether gradients are recorded, and where autocast is on.
+
+    (Each node asks: by the functions themselves, and not by what stands for them while a forward is traced.)
+    """
+    return is_grad_enabled(), is_autocast_enabled("cpu"), is_autocast_enabled("cuda")
 
 
 def _computed(graph: fx.Graph) -> list[Any]:
