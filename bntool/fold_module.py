@@ -12,8 +12,8 @@ from torch import nn
 from bntool.copying import copied
 from bntool.edits import becomes, exchange, left_of, nothing_of
 from bntool.graphs.fx_calls import has_own_class, place_of
+from bntool.graphs.fx_pinned import AFTERWARDS
 from bntool.graphs.fx_sizes import attribute
-from bntool.graphs.fx_translate import AFTERWARDS
 from bntool.graphs.walk import modules_in
 from bntool.plan import Plan
 from bntool.rewriting import OutOfRange, Rewrite, fitting, rewrites

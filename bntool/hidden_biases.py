@@ -22,8 +22,9 @@ from bntool.graphs.base import Node
 from bntool.graphs.fx_modules import FxGraph
 from bntool.graphs.fx_sizes import Inputs
 from bntool.graphs.islands import module_graph
+from bntool.node_site import NodeSite
 from bntool.norms.submodules import modes_kept
-from bntool.search import NodeSite, place
+from bntool.search import place
 
 
 @dataclass(frozen=True)

@@ -8,62 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bntool.algebra.absorbing import NORMS, UNLIKE, before, behind, takes_away
-from bntool.algebra.affine import Array, Blocked, ChannelAffine
+from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.elementwise import line_down, line_up
-from bntool.algebra.moves import Index
 from bntool.algebra.passing import PASSING
 from bntool.algebra.rules import Down, Stay, Task, Up
 from bntool.changes import Constants
 from bntool.combinations import LINES, Combination, Reads, combination, combinations_below
 from bntool.goals import Absorb, Cope, Found, Goal, Make, Rely, Settled, Together
 from bntool.graphs.base import Graph, Node
+from bntool.node_site import NodeSite
 from bntool.showing import Showing
 
 #: how many goals one search may look at before it gives up
 BUDGET = 4000
 AGAIN = Blocked("its scale and its shift would have to pass another call of it")
 TOO_FAR = Blocked("its map would have to travel too far")
-
-
-@dataclass
-class NodeSite:
-    """A node as the rules of the algebra see it."""
-
-    graph: Graph
-    node: Node
-    constants: Constants
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        return self.node.attrs
-
-    @property
-    def arity(self) -> int:
-        return len(self.node.inputs)
-
-    def constant(self, port: int) -> Array | None:
-        return self.constants.value(self.node.inputs[port])
-
-    def sizes(self, port: int) -> tuple[int, ...] | None:
-        return self.graph.shape(self.node.inputs[port])
-
-    def out_sizes(self) -> tuple[int, ...] | None:
-        return self.graph.shape(self.node)
-
-    def index(self) -> Index | Blocked:
-        return self.graph.index(self.node)
-
-    def read_by_others(self, port: int) -> bool:
-        return len(self.node.inputs[port].users) > 1
-
-    def is_square(self) -> bool:
-        return self.arity == 2 and self.node.inputs[0] is self.node.inputs[1]
-
-    def unsized(self, port: int) -> Blocked:
-        return self.graph.unsized(self.node.inputs[port])
 
 
 @dataclass

@@ -16,7 +16,7 @@ FLOORS = (
     ("graphs",),
     (
         *("changes", "combinations", "showing", "goals", "search", "attempts", "memory", "plan", "agreed"),
-        *("branches", "branch_ops", "rewriting"),
+        *("branches", "branch_ops", "rewriting", "node_site"),
     ),
     ("report",),
     ("norms",),

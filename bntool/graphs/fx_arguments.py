@@ -50,7 +50,7 @@ class TakingArguments(Knowing):
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Proxy:
         default = () if parameter.default is parameter.empty else (parameter.default,)
-        return self.create_proxy("placeholder", parameter.name, default, {})  # type: ignore[no-any-return]
+        return self.create_proxy("placeholder", parameter.name, default, {})
 
     def _default(self, place: int, argument: Any) -> Any:
         """What an argument with a default is: a fork where that is None, as no traced value ever is.

@@ -27,12 +27,12 @@ from bntool.graphs.fx_calls import (
     tensor_key,
 )
 from bntool.graphs.fx_frozen import is_frozen_norm
-from bntool.graphs.fx_hooks import has_hooks, has_own_call
 from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES, TORCH_LEAVES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
 from bntool.graphs.fx_ops import summed_parts
 from bntool.graphs.fx_overwritten import Overwritten
+from bntool.graphs.fx_pinned import Pins
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_ways import Way
 
@@ -41,10 +41,6 @@ OWNING = names(
     "conv conv_transpose linear matmul_const embedding parameter "
     "batch_norm instance_norm layer_norm group_norm"
 )
-
-
-#: attributes in which norm subclasses keep what they do after normalising
-AFTERWARDS = ("drop", "act")
 
 
 @dataclass
@@ -61,10 +57,10 @@ class Translator:
     """The traced values that `now` says are a node, by its id: in-place ops make one of several."""
     stacked: dict[fx.Node, list[Node]] = field(default_factory=dict)
     """What was stacked only to be added up, as it was then."""
-    _tensors_read: set[str] | None = None
 
     def __post_init__(self) -> None:
         self.overwritten = Overwritten(self.way.sizes)
+        self.pins = Pins(self.way, self.plain)
 
     def run(self) -> None:
         self.graph.sizes_of[id(self.way.graph)] = self.way.sizes
@@ -245,7 +241,7 @@ class Translator:
             parts = (spec.kind, *map(self._owner_part, params.values()), spec.attrs.get("eps"))
             new.owner = self.graph.owners.setdefault(parts, len(self.graph.owners) + 1)
         new.watched = self.way.watched.get(node, "")
-        new.pinned = self._pinned(node) if spec.kind in NORMS else ""
+        new.pinned = self.pins.why_pinned(node) if spec.kind in NORMS else ""
         self._name(node, self.graph.add(new))
         if spec.kind in SHARING:
             self.overwritten.is_view(new)
@@ -296,42 +292,6 @@ class Translator:
         convs = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
         name = function_name(node)
         return wraps or (norms and name.endswith("_norm")) or (convs and name.startswith(("conv", "linear")))
-
-    def _pinned(self, node: fx.Node) -> str:
-        path = str(node.meta.get("at", ""))
-        module = self.way.sizes.module(path)
-        if path and has_hooks(module):
-            return f"it has hooks, which would vanish with {path}"
-        if path and has_own_call(module):
-            return f"the __call__ of its own class would vanish with {path}"
-        if module in self.way.asked:
-            return f"the code around it asks what {path} is"
-        if path and self._read_by_others(path):
-            return f"the code around it reads {path}'s tensors"
-        if node.op == "call_module":
-            return ""
-        if not (path and isinstance(module, nn.modules.batchnorm._NormBase)):
-            return "it is a function call, which modules alone cannot take out: use form='graph'"
-        if self._does_more(node, path, module):
-            return "what else its forward does would be lost: use form='graph'"
-        return ""
-
-    def _read_by_others(self, path: str) -> bool:
-        """Whether traced code outside a norm reads its parameters: they would be gone with it."""
-        if self._tensors_read is None:
-            reads = [n for n in self.way.graph.nodes if n.op == "get_attr"]
-            owners = [str(n.target).rpartition(".")[0] for n in reads]
-            self._tensors_read = {p for p, n in zip(owners, reads, strict=True) if n.meta.get("at") != p}
-            self._tensors_read |= {name.rpartition(".")[0] for name in self.way.read_unseen}
-        return path in self._tensors_read
-
-    def _does_more(self, node: fx.Node, path: str, module: nn.Module) -> bool:
-        """Whether a norm subclass does more than normalise, then drop, then activate."""
-        others = [n for n in self.way.graph.nodes if n is not node and n.op != "get_attr"]
-        places = [n.meta.get("at", "") for n in others if n not in self.plain]
-        inside = [at for at in places if (at + ".").startswith(path + ".")]
-        known = tuple(f"{path}.{name}" for name in AFTERWARDS if hasattr(module, name))
-        return any(not (at in known or at.startswith(tuple(k + "." for k in known))) for at in inside)
 
     def _overwrite(self, target: fx.Node, new: Node) -> None:
         """An in-place op: from here on what it overwrites is its result; views of it have changed too."""

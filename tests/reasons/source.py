@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2] / "bntool"
 #: calls whose last argument is a reason
 CALLS = ("Blocked", "OutOfRange", "mark")
 #: functions that return reasons, "" for none
-GIVERS = ("_why_left_out", "_pinned", "_why_fixed")
+GIVERS = ("_why_left_out", "why_pinned", "_why_fixed")
 #: names in bntool/graphs/ under which a reason waits for its use
 HOLDERS = ("NO_BIAS", "why", "reason")
 
