@@ -310,3 +310,19 @@ def test_a_subclass_that_parametrizes_itself_folds_where_it_changes_nothing_abou
     result, report = folded(model, torch.randn(2, 4, 5, 5))
     assert len(report.folded) == goes
     assert isinstance(result.conv, kind)
+
+
+class Static(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = block()
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+def test_a_static_forward_reaches_no_parts() -> None:
+    result, report = folded(Static(), IMAGE)
+    assert torch.equal(result(IMAGE), IMAGE.relu())
+    assert any("cannot be traced" in note for note in report.notes)

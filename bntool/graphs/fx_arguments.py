@@ -39,6 +39,8 @@ class TakingArguments(Knowing):
         if self.known_parts is not None:
             self.root, self.submodule_paths, self.tensor_attrs = self.known_parts
             is_module = True
+            if isinstance(inspect.getattr_static(self.root, "forward"), staticmethod):
+                raise self.refusal("its forward is static: what it calls is no part of it")
         if is_module and hands_on(root_fn, self.inputs, self.as_given):
             self.further = further(root_fn)
             if self.further and not self.sizes_decide:  # a part: who knows what the code around it gives
