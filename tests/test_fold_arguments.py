@@ -54,6 +54,13 @@ def either(self: Any, x: Tensor, given: bool) -> Any:
     return self.norms[0](self.conv(x)) if given else self.norms[1](self.conv(x))
 
 
+def emptied(self: Any, xs: list[Tensor]) -> Any:
+    y = self.conv(xs.pop())
+    while xs:
+        y = self.norms[0](y) + xs.pop()
+    return y
+
+
 class Mode(Enum):
     ONE, NONE = 1, 0
 
@@ -126,6 +133,7 @@ OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] =
     ),
     "the length of a list": (lambda s, x, v: s.norms[len(v)](s.conv(x)), (X, [X]), ((X, []),)),
     "a loop over a list": (further, ([X, X],), (([X],), ([X, X, X],))),
+    "a list that is emptied": (emptied, ([X, X],), (([X],), ([X, X, X],))),
     "a mask that is not given": (
         lambda s, x, m: s.norms[0](s.conv(x)) if m is not None else s.conv(x),
         (X, None),

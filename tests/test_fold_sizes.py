@@ -146,3 +146,15 @@ def test_a_number_of_numpys_made_of_a_size_that_is_not_known_is_not_to_be_caught
 
     layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
     folded(Block(forward, **layers), torch.randn(2, 4, 5, 5, dtype=torch.float64))
+
+
+def reshaped(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.unsqueeze_(0)
+    return self.norm(y[0] if y.dim() == 5 else y.relu())
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_tensor_that_is_given_another_shape_in_place_has_it_from_there_on(form: str) -> None:
+    model = prepared(Block(reshaped, conv=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4)), X)
+    assert error(fold(model, X, verify=False, form=form).model, model, X) < TOLERANCE

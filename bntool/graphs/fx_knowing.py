@@ -136,7 +136,7 @@ class Knowing(fx.Tracer):
         """The arguments, and their defaults, from whose own values, not from tensors' sizes, one derives."""
         found = list(upstream(node, lambda value: not self._is_sized(value)))
         given = [n for n in found if n.op == "placeholder"]
-        places = [n for n in self.graph.nodes if n.op == "placeholder"] if given else []
+        places = self.graph.find_nodes(op="placeholder") if given else []
         return {(places.index(n), str(n.target)): n.args[0] if n.args else None for n in given}
 
     def _whatever_the_batch(self, obj: fx.Proxy, known: Any) -> bool:

@@ -37,6 +37,8 @@ UNKNOWN = _Unknown()
 
 #: methods that bring a tensor to a device, or make it one of another type
 MOVES = ("to", "cpu", "cuda", "xpu")
+#: methods that give the tensor itself another shape
+RESHAPING = ("unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "as_strided_", "resize_")
 
 
 class Sizes:
@@ -179,7 +181,8 @@ class Sizes:
 
 def _called(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        of = args[0].detach() if node.target in RESHAPING else args[0]  # what it was stays known
+        return getattr(of, str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     with torch.device("meta"):
         return _without_data(node.target(*args, **kwargs))

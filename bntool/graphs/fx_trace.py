@@ -30,11 +30,18 @@ from bntool.graphs.fx_makers import makers_traced
 from bntool.graphs.fx_reachable import functions_of
 from bntool.graphs.fx_reads import Reads
 from bntool.graphs.fx_shortcuts import LITERALS, set_arguments, tensor_attributes
-from bntool.graphs.fx_sizes import UNKNOWN, Inputs, Sizes, rebatched
+from bntool.graphs.fx_sizes import RESHAPING, UNKNOWN, Inputs, Sizes, rebatched
 from bntool.graphs.fx_told_apart import told_apart
 from bntool.graphs.fx_upstream import is_of_argument, is_plain
-from bntool.graphs.fx_values import Attribute, Reader, Value
+from bntool.graphs.fx_values import IN_PLACE, Attribute, Reader, Value
 from bntool.graphs.walk import modules_in
+
+#: methods of lists and dictionaries that change nothing
+READS = {"copy", "count", "index", "fromkeys", "get", "items", "keys", "values"}
+#: those that do
+CHANGES = {name for kind in (list, dict) for name in vars(kind) if name[0] != "_"} - READS
+#: a forward that makes more calls does not end: what it waits for happens to no traced value
+MOST_CALLS = 50_000
 
 
 class Tracer(TakingArguments):
@@ -149,6 +156,8 @@ class Tracer(TakingArguments):
 
     def create_proxy(self, kind: str, target: Any, *more: Any, **named: Any) -> Any:
         value: Any = super().create_proxy(kind, target, *more, **named)
+        if target in RESHAPING and isinstance(more[0][0], Value):
+            more[0][0].node = value.node  # it is the result from here on
         if self.catches:
             self._raise_as_it_would(value.node)
         if target not in (operator.getitem, "get") or not is_of_argument(value.node):
@@ -182,6 +191,10 @@ class Tracer(TakingArguments):
         """(Without what fx notes of where a node came from.) Raises: TraceError."""
         if kind != "call_module" and kwargs.get("out") is not None:
             raise self.refusal("a call writes its result into another value")
+        if (target in CHANGES or target in IN_PLACE.values()) and self._is_container(args[0]):
+            raise self.refusal("the forward changes a list or a dictionary that it is given")
+        if len(self.graph.nodes) == MOST_CALLS:
+            raise self.refusal(f"the forward makes more than {MOST_CALLS} calls")
         node = self.graph.create_node(kind, target, (), {}, *more, **named)
         set_arguments(node, args, kwargs)
         if isinstance(node.type, str):  # quoted: a name that a pickled graph would not find
@@ -189,6 +202,9 @@ class Tracer(TakingArguments):
         node.meta["at"] = self.path
         self.switched |= modes() != self.outside
         return node
+
+    def _is_container(self, value: Any) -> bool:
+        return isinstance(value, fx.Node) and isinstance(self.known(value), (list, dict))
 
     def create_arg(self, a: Any) -> Any:
         """A tensor made while tracing is a constant of the graph (fx would put it on the user's model)."""
