@@ -36,7 +36,7 @@ class Memory:
         while todo:
             value, hidden = todo.pop()
             for reader, port in value.users if value is not call else ():
-                writes = reader.overwrites and (port == 0 or reader.kind == "opaque")
+                writes = _writes_to(reader, port)
                 shares = writes or reader.kind in SHARING or reader.owner in self.folded
                 here = (reader, hidden or not shares)
                 if (shares or reader.kind == "opaque") and here not in found:
@@ -54,7 +54,7 @@ class Memory:
         return chain
 
     def _is_overwritten(self, value: Node) -> bool:
-        overwritten = any(r.overwrites for r, _ in value.users)
+        overwritten = any(_writes_to(r, port) for r, port in value.users)
         return overwritten or any(self._is_overwritten(r) for r in self._sharing(value))
 
     def _last_read(self, value: Node) -> int:
@@ -72,3 +72,8 @@ class Memory:
     @cached_property
     def _order(self) -> dict[int, int]:
         return {id(node): place for place, node in enumerate(self.graph.nodes)}
+
+
+def _writes_to(reader: Node, port: int) -> bool:
+    """Whether a reader changes the value that it is given at this port."""
+    return reader.overwrites and (port == 0 or reader.kind == "opaque")

@@ -524,3 +524,13 @@ def test_parts_that_have_not_lost_the_same_map_keep_it(how: str) -> None:
     wrong = copy.deepcopy(model)
     wrong.norm, wrong.conv = nn.Identity(), alone.model.conv
     assert error(model, wrong, X) > 1e-3
+
+
+def test_what_is_added_in_place_is_not_what_is_changed() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.norm(y)
+        return self.norm(y).tanh().add_(z)
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4))
+    assert names(folded(model, X)[1].folded) == ["norm"]
