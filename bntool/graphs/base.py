@@ -82,6 +82,8 @@ class Param:
     """The stored tensor, where several keys may read one."""
     own_class: str = ""
     """The tensor's class, where that decides what operators do with it: then its numbers are not read."""
+    is_product: bool = False
+    """Whether the layer gets the stored tensor times something: `fetch` gives that, `name` what is stored."""
 
     @property
     def stored(self) -> Hashable:

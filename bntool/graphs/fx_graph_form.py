@@ -1,6 +1,6 @@
 """A module as a torch.fx graph whose layers are all modules: what functional calls and shared layers become.
 
-F.conv2d(x, self.weight)  ->  a convolution that holds the same parameter
+F.conv2d(x, self.weight)  ->  a convolution that holds the same parameter, or the product that it was given
 one layer called twice    ->  on request, two layers
 """
 
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bntool.graphs.base import Node
+from bntool.graphs.base import Node, Param
 from bntool.graphs.fx_baked import is_torchs_own
 from bntool.graphs.fx_calls import place_of
 from bntool.graphs.fx_modules import FxGraph
+from bntool.graphs.fx_sizes import attribute
 
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -39,16 +40,18 @@ def _layer(node: Node, module: fx.GraphModule) -> nn.Module | None:
     """The module that does what the node does, with the node's own parameters; None where there is none."""
     if node.kind not in MAKERS or not all(p.writable for p in node.params.values()):
         return None
-    tensors = {name: _tensor(module, p.name) for name, p in node.params.items()}
+    tensors = {name: _tensor(module, p) for name, p in node.params.items()}
     made = MAKERS[node.kind](node, tensors)
     return made if made is None or is_torchs_own(made) else None
 
 
-def _tensor(module: nn.Module, path: str) -> torch.Tensor:
-    parent, _, name = path.rpartition(".")
-    tensor = getattr(module.get_submodule(parent), name)
-    assert isinstance(tensor, torch.Tensor)
-    return tensor
+def _tensor(module: nn.Module, param: Param) -> torch.Tensor:
+    """What a node computes with: the tensor that is stored, or what the forward makes of it."""
+    stored = attribute(module, param.name)
+    assert isinstance(stored, torch.Tensor)
+    if not param.is_product:
+        return stored
+    return nn.Parameter(torch.from_numpy(param.fetch()).to(stored), stored.requires_grad)
 
 
 def _conv(node: Node, tensors: dict[str, torch.Tensor]) -> nn.Module | None:

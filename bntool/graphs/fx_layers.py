@@ -13,6 +13,7 @@ from bntool.graphs.base import Param
 from bntool.graphs.fx_baked import own_type
 from bntool.graphs.fx_calls import Call, Spec, module_params
 from bntool.graphs.fx_ranks import rank_of
+from bntool.graphs.fx_scaled import scaled_param, weight_path
 from bntool.graphs.fx_sizes import UNKNOWN
 from bntool.graphs.windows import window
 
@@ -78,7 +79,9 @@ def nonzero(value: Any) -> bool:
 
 def _weight_and_bias(call: Call) -> dict[str, Param] | None:
     weight, bias = call.get(1, "weight"), call.get(2, "bias")
-    params = {"weight": call.param(weight), "bias": call.param(bias)}
+    path = weight_path(call.node, call.sizes)
+    stored = scaled_param(path, call.sizes) if path else call.param(weight)
+    params = {"weight": stored, "bias": call.param(bias)}
     if params["weight"] is None or (bias is not None and params["bias"] is None):
         return None
     return {name: p for name, p in params.items() if p is not None}

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from bntool.algebra.absorbing import NORMS
 from bntool.graphs.base import FRESH, SHARING, Node, memory_of
-from bntool.graphs.fx_calls import function_name
+from bntool.graphs.fx_calls import changes_in_place, function_name
 from bntool.graphs.fx_sizes import UNKNOWN, Sizes
 
 
@@ -98,3 +99,16 @@ def _memories(values: Iterable[Any]) -> set[Hashable]:
     leaves = pytree.tree_leaves(list(values))
     found: set[Hashable] = {v.untyped_storage()._cdata for v in leaves if isinstance(v, torch.Tensor)}
     return found | {None} if any(v is UNKNOWN for v in leaves) else found
+
+
+def is_written(tensor: fx.Node, sizes: Sizes) -> bool:
+    """Whether the forward writes to a tensor that it reads, maybe through a view of it."""
+    todo, seen = [tensor], {tensor}
+    while todo:
+        users = todo.pop().users
+        if any(changes_in_place(u) for u in users):
+            return True
+        views = [u for u in users if u not in seen and sizes.is_constant(u)]
+        seen.update(views)
+        todo += views
+    return False

@@ -31,8 +31,9 @@ from bntool.graphs.fx_kinds import FUNCTIONS, LAYOUT_ATTRIBUTES, MODULES, PIECES
 from bntool.graphs.fx_layers import frozen_norm
 from bntool.graphs.fx_modules import FxGraph, is_piece
 from bntool.graphs.fx_ops import summed_parts
-from bntool.graphs.fx_overwritten import Overwritten
+from bntool.graphs.fx_overwritten import Overwritten, is_written
 from bntool.graphs.fx_pinned import Pins
+from bntool.graphs.fx_scaled import factors, weight_path
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.fx_ways import Way
 
@@ -57,6 +58,8 @@ class Translator:
     """The traced values that `now` says are a node, by its id: in-place ops make one of several."""
     stacked: dict[fx.Node, list[Node]] = field(default_factory=dict)
     """What was stacked only to be added up, as it was then."""
+    within: set[fx.Node] = field(default_factory=set)
+    """Products that are nothing but layers' weights."""
 
     def __post_init__(self) -> None:
         self.overwritten = Overwritten(self.way.sizes)
@@ -65,6 +68,10 @@ class Translator:
     def run(self) -> None:
         self.graph.sizes_of[id(self.way.graph)] = self.way.sizes
         start = len(self.graph.nodes)
+        paths = [path for node in self.way.graph.nodes if (path := weight_path(node, self.way.sizes))]
+        self.within = {node for path in paths for node in path}
+        for factor in dict.fromkeys(factor for path in paths for factor in factors(path)):
+            self._value(factor)  # nothing else may change it
         for node in self.way.graph.nodes:
             if self._is_plain(node):
                 self.plain.add(node)
@@ -94,7 +101,7 @@ class Translator:
             if not isinstance(self.way.sizes.tensor(str(node.target)), torch.Tensor):
                 self.plain.add(node)
             return
-        if function_name(node) in PIECES and all(is_piece(u) for u in node.users):
+        if node in self.within or (function_name(node) in PIECES and all(is_piece(u) for u in node.users)):
             return
         if function_name(node) == "stack" and node.users and all(map(self._adds_up, node.users)):
             parts = summed_parts(Call(next(iter(node.users)), self.part, self.way.sizes, self.plain))
@@ -145,7 +152,7 @@ class Translator:
             return True
         if self._is_one_of_several(node):
             return False
-        if any(n.op == "get_attr" and self._is_written(n) for n in node.all_input_nodes[1:]):
+        if any(n.op == "get_attr" and is_written(n, self.way.sizes) for n in node.all_input_nodes[1:]):
             return False
         return not any(isinstance(i, fx.Node) and i not in self.plain for i in self._index_inputs(node))
 
@@ -159,18 +166,6 @@ class Translator:
             self.way.sizes.module(str(source.target)), TORCH_LEAVES
         )
         return isinstance(value, (tuple, list)) or (leaf and isinstance(node.args[1], int))
-
-    def _is_written(self, tensor: fx.Node) -> bool:
-        """Whether the forward writes to a tensor that it reads, maybe through a view of it."""
-        todo, seen = [tensor], {tensor}
-        while todo:
-            users = todo.pop().users
-            if any(changes_in_place(u) for u in users):
-                return True
-            views = [u for u in users if u not in seen and self.way.sizes.is_constant(u)]
-            seen.update(views)
-            todo += views
-        return False
 
     def _index_inputs(self, node: fx.Node) -> list[fx.Node]:
         return [
