@@ -49,8 +49,8 @@ def weight_path(layer: fx.Node, sizes: Sizes) -> list[fx.Node]:
 
 def _multiplied(node: fx.Node, sizes: Sizes) -> fx.Node | None:
     """What a product is of, element by element, if all else in it stays as it is."""
-    name = function_name(node)
-    if name not in PRODUCTS or changes_in_place(node) or node.kwargs or len(node.users) != 1:
+    name, readers = function_name(node), [u for u in node.users if not is_plain(u)]
+    if name not in PRODUCTS or changes_in_place(node) or node.kwargs or len(readers) != 1:
         return None
     if not sizes.is_constant(node) or not isinstance(sizes.value(node), torch.Tensor):
         return None

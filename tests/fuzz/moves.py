@@ -254,7 +254,27 @@ def functional(g: Growth) -> bool:
     net.register_parameter(f"{name}_weight", nn.Parameter(g.random(*shape, scale=inputs**-0.5)))
     bias = nn.Parameter(g.random(outputs)) if g.chance(0.5) else None
     net.register_parameter(f"{name}_bias", bias)
-    return g.emit("functional_conv", n, name=name, keyword=g.chance(0.5))
+    return g.emit("functional_conv", n, name=name, keyword=g.chance(0.5), **factor(g, f"{name}_weight"))
+
+
+def factor(g: Growth, weight: str) -> dict[str, str | float]:
+    """What a functional layer multiplies its weight by: nothing, a mask, a number."""
+    mask = f"{weight}_mask{len(g.values)}"
+    times = g.one(("", "", mask, -1.5))
+    if times == mask:
+        drawn = g.random(*getattr(g.net, weight).shape) > -0.5
+        g.net.register_buffer(mask, drawn.to(g.values[0].dtype))
+    return {"times": times} if times else {}
+
+
+def functional_again(g: Growth) -> bool:
+    """The same weight once more, maybe under another mask, for the same or another value."""
+    calls = [s for s in g.net.steps if s.op == "functional_conv"]
+    if not calls:
+        return False
+    name, n = (call := g.one(calls)).args["name"], call.inputs[0]
+    n = g.partner(n) if g.chance(0.5) else n
+    return g.emit("functional_conv", n, name=name, keyword=False, **factor(g, f"{name}_weight"))
 
 
 def functional_norm(g: Growth) -> bool:
@@ -386,6 +406,7 @@ MOVES: tuple[tuple[Move, float], ...] = (
     (cast, 1),
     (functional, 0.8),
     (functional_norm, 0.8),
+    (functional_again, 0.4),
     (layer_scale, 0.8),
     (weight_read, 0.4),
     (tie, 0.5),

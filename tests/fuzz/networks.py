@@ -25,8 +25,10 @@ class Step:
         return f"{self.layer or self.op}({', '.join(given)})"
 
 
-def functional_conv(net: nn.Module, x: Tensor, name: str, keyword: bool) -> Tensor:
+def functional_conv(net: nn.Module, x: Tensor, name: str, keyword: bool, times: str | float = "") -> Tensor:
     weight, bias = getattr(net, f"{name}_weight"), getattr(net, f"{name}_bias")
+    if times:
+        weight = weight * (getattr(net, times) if isinstance(times, str) else times)
     conv = (F.linear, F.linear, F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 1]
     return conv(x, weight, bias=bias) if keyword else conv(x, weight, bias)
 

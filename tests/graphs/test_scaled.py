@@ -26,7 +26,8 @@ class Scaled(nn.Conv2d):
         self.gain = nn.Parameter(torch.rand(4) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.made(self), self.bias)
+        weight = self.made(self)
+        return (F.conv1d, F.conv2d)[weight.ndim - 3](x, weight, self.bias)
 
 
 PRODUCTS: dict[str, Callable[[Any], Tensor]] = {
