@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
-from bntool.algebra.kernels import Kernel, average
+from bntool.algebra.kernels import Kernel, average, zeros_around
 from bntool.algebra.norms import norm_map
-from bntool.combinations import SUMS
+from bntool.combinations import ENDS
 from bntool.graphs.base import Graph, Node
 
 
@@ -66,6 +66,16 @@ class Linear:
         if self.last or channels is None or not known or hidden or any(d > 1 for d in a.get("dilation", ())):
             return None
         return average(channels, a["kernel_size"], a["stride"], a["padding"])
+
+    def pad(self, node: Node) -> Kernel | None:
+        """Zeros, as many on both sides, around what a window slides over."""
+        a, rank = node.attrs, self.rank(node)
+        widths = (*((0, 0),) * (rank + 2 - len(a["widths"])), *a["widths"])
+        zeros = a["mode"] == "constant" and a["value"] == 0
+        even = all(before == behind >= 0 for before, behind in widths)
+        if self.last or not zeros or not even or any(before for before, _ in widths[:2]):
+            return None
+        return zeros_around(self.size(node) or 0, tuple(before for before, _ in widths[2:]))
 
     def norm(self, node: Node) -> ChannelAffine | None:
         if (
@@ -121,6 +131,7 @@ OWN = {
     "conv": Linear.conv,
     "linear": Linear.linear,
     "avg_pool": Linear.pool,
+    "pad": Linear.pad,
     "batch_norm": Linear.norm,
     "scalar": Linear.scalar,
     "mul": Linear.scale,
@@ -143,8 +154,8 @@ def operand(node: Node) -> Node:
 
 
 def is_sum(node: Node) -> bool:
-    """Whether the node adds two values up."""
-    return node.kind in SUMS and constant_operand(node) is None
+    """Whether the node adds values up."""
+    return node.kind in ENDS and constant_operand(node) is None
 
 
 def _array(node: Node, name: str) -> Array | None:

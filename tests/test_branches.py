@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bntool.merging import Merged, merge_branches
 from sample_models.repvgg import example_inputs, repvgg
@@ -115,6 +116,26 @@ ONE_LAYER = {
     "a number that adds a dimension": Block(
         lambda m, x: m.s(m.a(x) + m.b(x)), a=conv(3), b=conv(1), s=Taller()
     ),
+    "stacked and summed": Block(
+        lambda m, x: torch.stack([m.a(x), m.b(x), x]).sum(0), a=conv(3), b=conv(1)
+    ),
+    "the mean of a stack": Block(
+        lambda m, x: torch.stack([m.a(x), m.b(x)], -1).mean(-1) - x, a=conv(3), b=conv(1)
+    ),
+    "sums with factors": Block(
+        lambda m, x: torch.sub(torch.add(m.n(m.a(x)), m.b(x), alpha=0.3), x, alpha=2),
+        a=conv(3), n=norm(), b=conv(1),
+    ),
+    "rows and columns in turn": Block(
+        lambda m, x: m.a(x) + m.n(m.c(m.r(x))), a=conv(3, groups=4), n=norm(),
+        r=nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=4, bias=False),
+        c=nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=4),
+    ),
+    "padded before": Block(
+        lambda m, x: m.a(m.p(x)) + m.b(x) + m.o(F.pad(x, (1, 1, 1, 1))),
+        p=nn.ZeroPad2d(1), a=nn.Conv2d(4, 4, 3), b=conv(1), o=nn.AvgPool2d(3, 1),
+    ),
+    "one layer read twice": Block(lambda m, x: m.n(m.a(x)) - m.a(x), a=conv(3), n=norm()),
     "dropout between": Block(lambda m, x: m.d(m.a(x)) + x, a=conv(3), d=nn.Dropout()),
 }  # fmt: skip
 
@@ -160,6 +181,19 @@ KEPT = {
     ),
     "padding twice": (
         Block(lambda m, x: m.b(m.a(x)), a=conv(3, width=64), b=nn.Conv2d(64, 4, 3, padding=1)), 2
+    ),
+    "padded with something else": (
+        Block(lambda m, x: m.a(F.pad(x, (1,) * 4, value=1)) + m.b(x), a=nn.Conv2d(4, 4, 3), b=conv(1)), 2
+    ),
+    "padded on one side": (
+        Block(lambda m, x: m.a(F.pad(x, (2, 0, 1, 1))) + m.b(x), a=nn.Conv2d(4, 4, 3), b=conv(1)), 2
+    ),
+    "rows and columns in turn, with a bias": (
+        Block(
+            lambda m, x: m.a(x) + m.c(m.r(x)), a=conv(3, groups=4),
+            r=nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=4),
+            c=nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=4),
+        ), 3
     ),
     "reflected padding": (Block(lambda m, x: m.a(x) + m.b(x), a=reflecting(), b=conv(1)), 2),
     "a shared layer": (Block(lambda m, x: m.a(m.b(x).relu()) + m.b(x), a=conv(), b=conv(1)), 2),

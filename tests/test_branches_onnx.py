@@ -85,6 +85,18 @@ def test_a_pooled_branch_and_a_stride_merge() -> None:
     assert result.report.verification.ok
 
 
+@pytest.mark.parametrize(("taps", "stride", "convs"), [(3, 1, 1), (2, 1, 2), (3, 2, 2)])
+def test_padding_chosen_by_the_runtime_is_known_where_it_is_the_same_on_both_sides(
+    taps: int, stride: int, convs: int
+) -> None:
+    w = Writer()
+    same = {"auto_pad": "SAME_UPPER", "strides": [stride] * 2, "kernel_shape": [taps] * 2}
+    chosen = w.op("Conv", "x", w.tensor(4, 4, taps, taps), **same)
+    result = fold(w.model(w.op("Add", chosen, w.conv("x", 1, stride))), merge=True)
+    assert sum(node.op_type == "Conv" for node in result.model.graph.node) == convs
+    assert result.report.verification.ok
+
+
 @pytest.mark.parametrize("opset", [9, 13, 18])
 @pytest.mark.parametrize(("dims", "op"), [((3, 8), "Gemm"), ((3, 8), "MatMul"), ((2, 3, 8), "MatMul")])
 def test_products_merge_too(dims: tuple[int, ...], op: str, opset: int) -> None:

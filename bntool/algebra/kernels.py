@@ -56,17 +56,17 @@ class Kernel:
         """Multiplications per output position."""
         return int(self.weight.size)
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether an output position depends on one input position."""
-        return all(n == 1 for n in self.taps) and not any(self.padding)
-
 
 def identity(channels: int, rank: int) -> Kernel:
     """`y = x`, one group a channel."""
     ones = (1,) * rank
     weight = np.ones((channels, 1, *ones))
     return Kernel(weight, np.zeros(channels), channels, ones, (0,) * rank, ones)
+
+
+def zeros_around(channels: int, padding: Sizes) -> Kernel:
+    """`y = x` with zeros around it."""
+    return replace(identity(channels, len(padding)), padding=padding)
 
 
 def average(channels: int, taps: Sizes, stride: Sizes, padding: Sizes) -> Kernel:
@@ -187,7 +187,7 @@ def _border(first: Kernel, second: Kernel) -> Blocked | None:
         return None
     if first.bias.any():
         return Blocked("the second layer's zero padding would need the first one's bias")
-    if not first.pointwise or any(s > 1 for s in first.stride):
+    if any(p and n > 1 for p, n in zip(second.padding, first.taps, strict=True)):
         return Blocked("the second layer's zero padding cuts the first one's border")
     return None
 
