@@ -87,8 +87,8 @@ class _Finder:
             return
         for form in self.forms(node):
             saved = self._cost(form.inside) - form.kernel.macs * self._positions(node)
-            whole = self._merges_something(form) and self._needs_no_copies(form)
-            if saved > 0 and whole and self._writable(form, node):
+            worth_it = saved > 0 and self._merges_something(form) and self._holds_no_more(form)
+            if worth_it and self._needs_no_copies(form) and self._writable(form, node):
                 yield Merge(node, form.base, form.kernel, form.inside, self.ops.last, saved)
 
     def _promising(self, node: Node) -> bool:
@@ -124,6 +124,11 @@ class _Finder:
         weighted = sum(n.kind in WEIGHTED for n in form.inside)
         sums = sum(map(is_sum, form.inside))
         return weighted > 1 or (weighted == 1 and sums > 0)
+
+    def _holds_no_more(self, form: Form) -> bool:
+        """Whether the weights are no larger than before: taps of a pool take none, those of its layer do."""
+        weights = [n.params["weight"] for n in form.inside if n.kind in WEIGHTED]
+        return form.kernel.weight.size <= sum({p.stored: prod(p.shape) for p in weights}.values())
 
     def _needs_no_copies(self, form: Form) -> bool:
         """Whether every layer with a weight goes with all of its calls."""

@@ -176,6 +176,9 @@ KEPT = {
     "different strides": (Block(lambda m, x: m.a(x) + m.b(x)[..., :5, :5], a=conv(3, 2), b=conv(1)), 2),
     "more work as one": (Block(lambda m, x: m.a(x) + m.b(x), a=conv(5, groups=4), b=conv(1)), 2),
     "a chain that costs more": (Block(lambda m, x: m.b(m.a(x)), a=conv(3, groups=4), b=conv(1)), 2),
+    "a pool whose taps would be weights": (
+        Block(lambda m, x: m.b(m.p(m.a(x))), a=conv(1), p=nn.AvgPool2d(4), b=conv(1)), 2
+    ),
     "a bias before padding": (
         Block(lambda m, x: m.b(m.a(x)), a=conv(1, width=64, bias=True), b=nn.Conv2d(64, 4, 3, padding=1)), 2
     ),
