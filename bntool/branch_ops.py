@@ -14,7 +14,7 @@ from bntool.algebra.affine import Array, Blocked, ChannelAffine
 from bntool.algebra.kernels import Kernel, average, zeros_around
 from bntool.algebra.norms import norm_map
 from bntool.combinations import ENDS
-from bntool.graphs.base import Graph, Node
+from bntool.graphs.base import SHARING, Graph, Node
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,26 @@ class Linear:
 
     def _per_channel(self, node: Node) -> Array | None:
         """The operand that is a parameter, if it has one number a channel."""
-        channels, parameter = self.size(node) or 0, constant_operand(node)
-        if parameter is None:
+        channels, constant = self.size(node) or 0, constant_operand(node)
+        value = None if constant is None else self._value(constant)
+        if value is None:
             return None
-        value = parameter.params["value"].fetch()
         rank = len(self.graph.shape(node) or ())
         shape = (1,) * (rank - value.ndim) + value.shape
         axis = rank - 1 if self.last else 1
         if any(size != 1 for d, size in enumerate(shape) if d != axis):
             return None
         return np.broadcast_to(value.reshape(-1), (channels,)).copy()
+
+    def _value(self, constant: Node) -> Array | None:
+        """The numbers of a parameter, or of one that is moved about."""
+        if constant.kind == "parameter":
+            return constant.params["value"].fetch()
+        value = self._value(constant.inputs[0])
+        index = self.graph.index(constant) if constant.kind == "layout" else None
+        if value is None or index is None:
+            return value
+        return None if isinstance(index, Blocked) else np.where(index < 0, 0.0, value.reshape(-1)[index])
 
     def nothing(self, node: Node) -> ChannelAffine:
         return ChannelAffine.identity(self.size(node) or 0)
@@ -142,9 +152,16 @@ OWN = {
 
 
 def constant_operand(node: Node) -> Node | None:
-    """The parameter that the node adds to a value, or multiplies it with."""
-    found = [n for n in node.inputs if n.kind == "parameter"]
+    """The parameter that the node adds to a value, or multiplies it with; it may be moved about first."""
+    found = [n for n in node.inputs if parameter_of(n) is not None]
     return found[0] if len(node.inputs) == 2 and len(found) == 1 else None
+
+
+def parameter_of(value: Node) -> Node | None:
+    """The parameter that a value holds the numbers of, if nothing but their places and shape is changed."""
+    while value.kind in SHARING and len(value.inputs) == 1 and not value.changed_by:
+        value = value.inputs[0]
+    return value if value.kind == "parameter" and not value.changed_by else None
 
 
 def operand(node: Node) -> Node:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bntool.algebra.affine import Blocked, ChannelAffine
 from bntool.algebra.kernels import Kernel, identity, plus, scaled, then
-from bntool.branch_ops import OWN, Linear, constant_operand, is_sum, operand
+from bntool.branch_ops import OWN, Linear, constant_operand, is_sum, operand, parameter_of
 from bntool.combinations import factor_of
 from bntool.graphs.base import Graph, Node, never_written, storage
 
@@ -191,7 +191,8 @@ class _Finder:
     def _is_linear(self, node: Node) -> bool:
         """Whether the node may be a linear op of fixed parameters."""
         constant = constant_operand(node)
-        params = [*node.params.values(), *(constant.params.values() if constant is not None else ())]
+        parameter = None if constant is None else parameter_of(constant)
+        params = [*node.params.values(), *(() if parameter is None else parameter.params.values())]
         known = all(p.writable and never_written(self.graph, p) for p in params)  # nor computed from others
         return node.kind in OWN and bool(node.inputs) and known
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from bntool.branch_ops import parameter_of
 from bntool.branches import find_merges
 from bntool.globs import matches
 from bntool.graphs.aten_schema import aten_name
@@ -60,7 +61,8 @@ def _apply(edit: ProgramEdit, merge: Mergeable) -> str:
     new.meta = dict(value_of(old).meta)
     edit.read_instead(old, new)
     _erase(edit.graph, old)
-    read = [node for inner in merge.inside for node in (inner, *inner.inputs)]
+    operands = [parameter for inner in merge.inside for parameter in map(parameter_of, inner.inputs)]
+    read = [*merge.inside, *(node for node in operands if node is not None)]
     edit.forget([param.name for node in read for param in node.params.values()])
     return name
 

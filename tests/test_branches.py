@@ -66,6 +66,17 @@ class Shift(nn.Module):
         return self.beta - (self.beta + self.gamma * x)
 
 
+class Viewed(nn.Module):
+    """Factors and shifts that are brought into shape, or taken out of a parameter, first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.factors = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma.view(1, -1, 1, 1) * x * self.factors[1] - self.gamma.flip(0)[:, None, None]
+
+
 class Taller(nn.Module):
     """A parameter of one number that gives its operand a dimension."""
 
@@ -75,6 +86,17 @@ class Taller(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+class Along(nn.Module):
+    """A view with one number a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma[:, None]
 
 
 class Fading(nn.Module):
@@ -116,6 +138,7 @@ ONE_LAYER = {
     "a number that adds a dimension": Block(
         lambda m, x: m.s(m.a(x) + m.b(x)), a=conv(3), b=conv(1), s=Taller()
     ),
+    "scaled by a view": Block(lambda m, x: m.s(m.a(x)) + m.b(x), a=conv(3), b=conv(1), s=Viewed()),
     "stacked and summed": Block(
         lambda m, x: torch.stack([m.a(x), m.b(x), x]).sum(0), a=conv(3), b=conv(1)
     ),
@@ -202,6 +225,7 @@ KEPT = {
     "a shared layer": (Block(lambda m, x: m.a(m.b(x).relu()) + m.b(x), a=conv(), b=conv(1)), 2),
     "changed in place meanwhile": (Block(changed, first=conv(1), a=conv(), b=conv(1)), 3),
     "a scale that fades": (Block(lambda m, x: m.a(x) + m.s(m.b(x)), a=conv(), b=conv(1), s=Fading()), 2),
+    "a view along the rows": (Block(lambda m, x: m.a(x) + m.s(m.b(x)), a=conv(), b=conv(1), s=Along()), 2),
     "a hook on a branch": (Block(lambda m, x: m.a(x) + m.b(x), a=conv(), b=hooked()), 2),
 }  # fmt: skip
 
