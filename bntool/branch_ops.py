@@ -11,10 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
-from bntool.algebra.kernels import Kernel, average, zeros_around
+from bntool.algebra.kernels import Kernel, average, padded
 from bntool.algebra.norms import norm_map
 from bntool.combinations import ENDS
 from bntool.graphs.base import SHARING, Graph, Node
+
+#: what paddings are called, in torch and in ONNX -> what convolutions call it
+MODES = {
+    "constant": "zeros",
+    "reflect": "reflect",
+    **dict.fromkeys(("replicate", "edge"), "replicate"),
+    **dict.fromkeys(("circular", "wrap"), "circular"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Linear:
         if self.last or not a.keys() >= {"stride", "padding", "dilation"}:
             return None
         weight = node.params["weight"].fetch()
-        return Kernel(weight, _bias(node, len(weight)), a["groups"], a["stride"], a["padding"], a["dilation"])
+        window = (a["groups"], a["stride"], a["padding"], a["dilation"], a.get("padding_mode", "zeros"))
+        return Kernel(weight, _bias(node, len(weight)), *window)
 
     def linear(self, node: Node) -> Kernel | None:
         if not self.last:
@@ -68,14 +77,15 @@ class Linear:
         return average(channels, a["kernel_size"], a["stride"], a["padding"])
 
     def pad(self, node: Node) -> Kernel | None:
-        """Zeros, as many on both sides, around what a window slides over."""
+        """As many values on both sides, around what a window slides over."""
         a, rank = node.attrs, self.rank(node)
         widths = (*((0, 0),) * (rank + 2 - len(a["widths"])), *a["widths"])
-        zeros = a["mode"] == "constant" and a["value"] == 0
         even = all(before == behind >= 0 for before, behind in widths)
-        if self.last or not zeros or not even or any(before for before, _ in widths[:2]):
+        if self.last or not even or any(before for before, _ in widths[:2]):
             return None
-        return zeros_around(self.size(node) or 0, tuple(before for before, _ in widths[2:]))
+        if a["mode"] not in MODES or (a["mode"] == "constant" and a["value"] != 0):
+            return None
+        return padded(self.size(node) or 0, tuple(before for before, _ in widths[2:]), MODES[a["mode"]])
 
     def norm(self, node: Node) -> ChannelAffine | None:
         if (

@@ -112,6 +112,10 @@ class Fading(nn.Module):
         return y
 
 
+def reflecting() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+
+
 ONE_LAYER = {
     "three by three, one by one, identity": Block(
         lambda m, x: m.n3(m.c3(x)) + m.n1(m.c1(x)) + m.n0(x),
@@ -158,6 +162,10 @@ ONE_LAYER = {
         lambda m, x: m.a(m.p(x)) + m.b(x) + m.o(F.pad(x, (1, 1, 1, 1))),
         p=nn.ZeroPad2d(1), a=nn.Conv2d(4, 4, 3), b=conv(1), o=nn.AvgPool2d(3, 1),
     ),
+    "reflected, also behind a norm": Block(
+        lambda m, x: m.a(m.n(x)) + m.b(x) + m.c(F.pad(x, (2,) * 4, mode="reflect")),
+        a=reflecting(), n=norm(), b=conv(1), c=nn.Conv2d(4, 4, 5),
+    ),
     "one layer read twice": Block(lambda m, x: m.n(m.a(x)) - m.a(x), a=conv(3), n=norm()),
     "dropout between": Block(lambda m, x: m.d(m.a(x)) + x, a=conv(3), d=nn.Dropout()),
 }  # fmt: skip
@@ -186,10 +194,6 @@ def hooked() -> nn.Conv2d:
     layer = conv(1)
     layer.register_forward_hook(lambda module, args, output: output * 2)
     return layer
-
-
-def reflecting() -> nn.Conv2d:
-    return nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
 
 
 KEPT = {
@@ -221,7 +225,10 @@ KEPT = {
             c=nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=4),
         ), 3
     ),
-    "reflected padding": (Block(lambda m, x: m.a(x) + m.b(x), a=reflecting(), b=conv(1)), 2),
+    "reflected padding beside zeros": (Block(lambda m, x: m.a(x) + m.b(x), a=reflecting(), b=conv(3)), 2),
+    "reflected padding of what a stride has left": (
+        Block(lambda m, x: m.a(m.b(x)), a=reflecting(), b=conv(1, 2)), 2
+    ),
     "a shared layer": (Block(lambda m, x: m.a(m.b(x).relu()) + m.b(x), a=conv(), b=conv(1)), 2),
     "changed in place meanwhile": (Block(changed, first=conv(1), a=conv(), b=conv(1)), 3),
     "a scale that fades": (Block(lambda m, x: m.a(x) + m.s(m.b(x)), a=conv(), b=conv(1), s=Fading()), 2),

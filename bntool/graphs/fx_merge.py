@@ -104,9 +104,10 @@ def _empty(kernel: Kernel, bias: bool, like: torch.Tensor) -> nn.Module:
     """A layer of the kernel's sizes; made on `meta`, so that no time goes into initial weights."""
     conv, sizes = CONVS[kernel.rank], (kernel.in_channels, kernel.out_channels)
     made: nn.Module
+    options: Any = {"bias": bias, "device": "meta", "dtype": like.dtype}
     if conv is None:
-        made = nn.Linear(*sizes, bias=bias, device="meta", dtype=like.dtype)
+        made = nn.Linear(*sizes, **options)
     else:
         window = (kernel.taps, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
-        made = conv(*sizes, *window, bias=bias, device="meta", dtype=like.dtype)
+        made = conv(*sizes, *window, padding_mode=kernel.mode, **options)
     return made.to_empty(device=like.device)
