@@ -63,6 +63,8 @@ def _apply(edit: ProgramEdit, merge: Mergeable) -> str:
         new = _call(edit.graph, merge.kernel, base, weight, bias, core=core)
     new.meta = dict(value_of(old).meta)
     edit.read_instead(old, new)
+    for node in merge.inside:
+        _drop_assertions(edit.own(node))
     _erase(edit.graph, old)
     operands = [parameter for inner in merge.inside for parameter in map(parameter_of, inner.inputs)]
     read = [*merge.inside, *(node for node in operands if node is not None)]
@@ -119,6 +121,12 @@ def _padded(graph: fx.Graph, base: fx.Node, kernel: Kernel) -> fx.Node:
     pad = graph.call_function(torch.ops.aten.pad.default, (base, flat, kernel.mode))
     pad.meta = {"val": torch.ops.aten.pad.default(base.meta["val"], flat, kernel.mode)}
     return pad
+
+
+def _drop_assertions(node: fx.Node) -> None:
+    """Take out what the exporter asserts of a value that nobody computes any more."""
+    for user in [u for u in node.users if u.target is torch.ops.aten._assert_tensor_metadata.default]:
+        user.graph.erase_node(user)
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

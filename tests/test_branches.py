@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -350,3 +351,36 @@ def test_a_value_that_an_in_place_op_changes_is_not_read_later_than_before() -> 
 
     layers = {"norm": norm(), "first": conv(1), "second": conv(1)}
     merged(Block(forward, **layers), image())
+
+
+def sizes_of_a_branch(m: Block, x: Tensor) -> Tensor:
+    y = m.a(x)
+    n, c, h, w = y.shape
+    return (y + m.b(x)).reshape(n, h * w, c).to(y.dtype)
+
+
+def sizes_within_a_chain(m: Block, x: Tensor) -> Tensor:
+    y = m.a(x) + m.b(x)
+    return m.c(y).flatten(2) * y.shape[-1]  # type: ignore[no-any-return]
+
+
+def sizes_before_a_stride(m: Block, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return (m.c(y) + m.d(y)).flatten(2) * y.shape[-1]  # type: ignore[no-any-return]
+
+
+MEASURED = {
+    sizes_of_a_branch: ({"a": conv(3), "b": conv(1)}, 1),
+    sizes_within_a_chain: ({"a": conv(3), "b": conv(1), "c": conv(1)}, 1),
+    sizes_before_a_stride: ({"a": conv(1), "c": conv(3, 2), "d": conv(1, 2)}, 2),
+}
+
+
+@pytest.mark.parametrize("forward", MEASURED)
+def test_no_layer_stays_only_for_its_sizes(forward: Any) -> None:
+    layers, left = MEASURED[forward]
+    model = copy.deepcopy(Block(forward, **layers))
+    result, _ = merged(model, image())
+    assert count(result, CONVS) == left
+    x = image(size=12).double()
+    torch.testing.assert_close(result(x), model(x), rtol=1e-10, atol=1e-10)
