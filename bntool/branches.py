@@ -83,7 +83,8 @@ class _Finder:
         self.place = {id(node): place for place, node in enumerate(graph.nodes)}
 
     def merges(self, node: Node) -> Iterator[Merge]:
-        if node.watched or node.pinned or not self._promising(node):
+        unseen = not node.users  # as what only an in-place op reads of which nobody reads the value
+        if unseen or node.watched or node.pinned or not self._promising(node):
             return
         for form in self.forms(node):
             saved = self._cost(form.inside) - form.kernel.macs * self._positions(node)

@@ -369,6 +369,16 @@ def sizes_before_a_stride(m: Block, x: Tensor) -> Tensor:
     return (m.c(y) + m.d(y)).flatten(2) * y.shape[-1]  # type: ignore[no-any-return]
 
 
+def test_what_is_done_in_vain_to_a_copy_is_not_done_to_the_new_layer() -> None:
+    def forward(m: Block, x: Tensor) -> Tensor:
+        y = m.a(torch.stack([x, x, 2 * x]).sum(0))
+        (y * 1.0).relu_()
+        return m.b(y)  # type: ignore[no-any-return]
+
+    result, _ = merged(Block(forward, a=conv(3), b=conv(3)), image())
+    assert count(result, CONVS) == 2
+
+
 MEASURED = {
     sizes_of_a_branch: ({"a": conv(3), "b": conv(1)}, 1),
     sizes_within_a_chain: ({"a": conv(3), "b": conv(1), "c": conv(1)}, 1),

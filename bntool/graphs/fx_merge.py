@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from bntool.algebra.kernels import Kernel
 from bntool.graphs.base import Mergeable, Node
-from bntool.graphs.fx_calls import changes_in_place
+from bntool.graphs.fx_calls import SIZE_ATTRIBUTES, SIZE_METHODS, changes_in_place, function_name
 from bntool.graphs.fx_sizes import attribute
 from bntool.graphs.merged import merged_name, sample
 
@@ -51,13 +51,20 @@ def replaceable(merge: Mergeable, within: Container[fx.Node] = ()) -> bool:
         return False
     target = node.args[0] if node.args else None
     misses = changes_in_place(node) and not (isinstance(target, fx.Node) and set(target.users) == {node})
-    return not misses and all(measured in within for measured, _ in _measured(merge))
+    return not misses and all(n in within and _asks_sizes(reader) for n, reader in _measured(merge))
 
 
 def _measured(merge: Mergeable) -> list[tuple[fx.Node, fx.Node]]:
-    """The values inside, but for the last, of which the sizes are needed elsewhere, each with who asks."""
+    """The values inside, but for the last, that others need, as for their sizes; each with its reader."""
     inside = {n.origin for n in merge.inside}
     return [(n, u) for n in inside - {merge.at.origin} for u in n.users if _is_needed(u, inside)]
+
+
+def _asks_sizes(reader: fx.Node) -> bool:
+    name = function_name(reader)
+    if name == "getattr":
+        return reader.args[1] in SIZE_ATTRIBUTES
+    return reader.op == "call_method" and name in SIZE_METHODS
 
 
 def _is_needed(node: fx.Node, inside: Set[fx.Node]) -> bool:
