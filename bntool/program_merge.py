@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from bntool.globs import matches
 from bntool.graphs.aten_schema import aten_name
 from bntool.graphs.base import Mergeable
 from bntool.graphs.exported import program_graph
-from bntool.graphs.fx_merge import replaceable
+from bntool.graphs.fx_merge import is_needed, replaceable
 from bntool.graphs.merged import merged_name, sample
 from bntool.program_edit import ProgramEdit, like, value_of
 from bntool.report.merges import Merged, merged
@@ -63,8 +63,7 @@ def _apply(edit: ProgramEdit, merge: Mergeable) -> str:
         new = _call(edit.graph, merge.kernel, base, weight, bias, core=core)
     new.meta = dict(value_of(old).meta)
     edit.read_instead(old, new)
-    for node in merge.inside:
-        _drop_assertions(edit.own(node))
+    _drop_unneeded(edit.graph, {edit.own(node) for node in merge.inside})
     _erase(edit.graph, old)
     operands = [parameter for inner in merge.inside for parameter in map(parameter_of, inner.inputs)]
     read = [*merge.inside, *(node for node in operands if node is not None)]
@@ -123,10 +122,16 @@ def _padded(graph: fx.Graph, base: fx.Node, kernel: Kernel) -> fx.Node:
     return pad
 
 
-def _drop_assertions(node: fx.Node) -> None:
-    """Take out what the exporter asserts of a value that nobody computes any more."""
-    for user in [u for u in node.users if u.target is torch.ops.aten._assert_tensor_metadata.default]:
-        user.graph.erase_node(user)
+def _drop_unneeded(graph: fx.Graph, inside: Set[fx.Node]) -> None:
+    """Take out what nobody needs of what is computed from values inside a merge, and would keep them."""
+    todo = [reader for node in inside for reader in node.users if not is_needed(reader, inside)]
+    dropped = set[fx.Node]()
+    while todo:
+        dropped.add(reader := todo.pop())
+        todo += [user for user in reader.users if user not in dropped]
+    for node in reversed(graph.nodes):
+        if node in dropped - inside and not node.users:
+            graph.erase_node(node)
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

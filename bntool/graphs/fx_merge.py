@@ -57,7 +57,7 @@ def replaceable(merge: Mergeable, within: Container[fx.Node] = ()) -> bool:
 def _measured(merge: Mergeable) -> list[tuple[fx.Node, fx.Node]]:
     """The values inside, but for the last, that others need, as for their sizes; each with its reader."""
     inside = {n.origin for n in merge.inside}
-    return [(n, u) for n in inside - {merge.at.origin} for u in n.users if _is_needed(u, inside)]
+    return [(n, u) for n in inside - {merge.at.origin} for u in n.users if is_needed(u, inside)]
 
 
 def _asks_sizes(reader: fx.Node) -> bool:
@@ -67,7 +67,7 @@ def _asks_sizes(reader: fx.Node) -> bool:
     return reader.op == "call_method" and name in SIZE_METHODS
 
 
-def _is_needed(node: fx.Node, inside: Set[fx.Node]) -> bool:
+def is_needed(node: fx.Node, inside: Set[fx.Node]) -> bool:
     """Whether more than assertions, and what is `inside`, comes of a value."""
     todo, seen = [node], {node}
     while todo:

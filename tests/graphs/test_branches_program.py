@@ -95,18 +95,22 @@ def test_linear_layers_merge_too(shape: tuple[int, ...], decompose: bool) -> Non
 
 
 class Adapted(nn.Module):
-    """Reads the type of a sum, which the exporter then asserts; its argument is called as a builtin is."""
+    """Reads the type of a sum, which the exporter then asserts, and computes what nobody reads; its argument
+    is called as a builtin is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        total = self.a(input) + self.b(input) * 0.5
+        branch = self.a(input)
+        total = branch + self.b(input) * 0.5
+        branch.sum() + branch.mean()
         return total.to(input.dtype).relu()
 
 
-def test_what_is_asserted_of_a_sum_does_not_keep_it() -> None:
+def test_what_is_asserted_of_branches_and_computed_in_vain_does_not_keep_them() -> None:
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     result = merged(exported(Adapted(), x, decompose=False), x)
     assert layers(result.model) == 1
