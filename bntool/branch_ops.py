@@ -11,10 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
-from bntool.algebra.kernels import Kernel, average
+from bntool.algebra.kernels import Kernel, average, padded
 from bntool.algebra.norms import norm_map
-from bntool.combinations import SUMS
-from bntool.graphs.base import Graph, Node
+from bntool.combinations import ENDS
+from bntool.graphs.base import SHARING, Graph, Node
+
+#: what paddings are called, in torch and in ONNX -> what convolutions call it
+MODES = {
+    "constant": "zeros",
+    "reflect": "reflect",
+    **dict.fromkeys(("replicate", "edge"), "replicate"),
+    **dict.fromkeys(("circular", "wrap"), "circular"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Linear:
         if self.last or not a.keys() >= {"stride", "padding", "dilation"}:
             return None
         weight = node.params["weight"].fetch()
-        return Kernel(weight, _bias(node, len(weight)), a["groups"], a["stride"], a["padding"], a["dilation"])
+        window = (a["groups"], a["stride"], a["padding"], a["dilation"], a.get("padding_mode", "zeros"))
+        return Kernel(weight, _bias(node, len(weight)), *window)
 
     def linear(self, node: Node) -> Kernel | None:
         if not self.last:
@@ -66,6 +75,17 @@ class Linear:
         if self.last or channels is None or not known or hidden or any(d > 1 for d in a.get("dilation", ())):
             return None
         return average(channels, a["kernel_size"], a["stride"], a["padding"])
+
+    def pad(self, node: Node) -> Kernel | None:
+        """As many values on both sides, around what a window slides over."""
+        a, rank = node.attrs, self.rank(node)
+        widths = (*((0, 0),) * (rank + 2 - len(a["widths"])), *a["widths"])
+        even = all(before == behind >= 0 for before, behind in widths)
+        if self.last or not even or any(before for before, _ in widths[:2]):
+            return None
+        if a["mode"] not in MODES or (a["mode"] == "constant" and a["value"] != 0):
+            return None
+        return padded(self.size(node) or 0, tuple(before for before, _ in widths[2:]), MODES[a["mode"]])
 
     def norm(self, node: Node) -> ChannelAffine | None:
         if (
@@ -102,16 +122,26 @@ class Linear:
 
     def _per_channel(self, node: Node) -> Array | None:
         """The operand that is a parameter, if it has one number a channel."""
-        channels, parameter = self.size(node) or 0, constant_operand(node)
-        if parameter is None:
+        channels, constant = self.size(node) or 0, constant_operand(node)
+        value = None if constant is None else self._value(constant)
+        if value is None:
             return None
-        value = parameter.params["value"].fetch()
         rank = len(self.graph.shape(node) or ())
         shape = (1,) * (rank - value.ndim) + value.shape
         axis = rank - 1 if self.last else 1
         if any(size != 1 for d, size in enumerate(shape) if d != axis):
             return None
         return np.broadcast_to(value.reshape(-1), (channels,)).copy()
+
+    def _value(self, constant: Node) -> Array | None:
+        """The numbers of a parameter, or of one that is moved about."""
+        if constant.kind == "parameter":
+            return constant.params["value"].fetch()
+        value = self._value(constant.inputs[0])
+        index = self.graph.index(constant) if constant.kind == "layout" else None
+        if value is None or index is None:
+            return value
+        return None if isinstance(index, Blocked) else np.where(index < 0, 0.0, value.reshape(-1)[index])
 
     def nothing(self, node: Node) -> ChannelAffine:
         return ChannelAffine.identity(self.size(node) or 0)
@@ -121,6 +151,7 @@ OWN = {
     "conv": Linear.conv,
     "linear": Linear.linear,
     "avg_pool": Linear.pool,
+    "pad": Linear.pad,
     "batch_norm": Linear.norm,
     "scalar": Linear.scalar,
     "mul": Linear.scale,
@@ -131,9 +162,16 @@ OWN = {
 
 
 def constant_operand(node: Node) -> Node | None:
-    """The parameter that the node adds to a value, or multiplies it with."""
-    found = [n for n in node.inputs if n.kind == "parameter"]
+    """The parameter that the node adds to a value, or multiplies it with; it may be moved about first."""
+    found = [n for n in node.inputs if parameter_of(n) is not None]
     return found[0] if len(node.inputs) == 2 and len(found) == 1 else None
+
+
+def parameter_of(value: Node) -> Node | None:
+    """The parameter that a value holds the numbers of, if nothing but their places and shape is changed."""
+    while value.kind in SHARING and len(value.inputs) == 1 and not value.changed_by:
+        value = value.inputs[0]
+    return value if value.kind == "parameter" and not value.changed_by else None
 
 
 def operand(node: Node) -> Node:
@@ -143,8 +181,8 @@ def operand(node: Node) -> Node:
 
 
 def is_sum(node: Node) -> bool:
-    """Whether the node adds two values up."""
-    return node.kind in SUMS and constant_operand(node) is None
+    """Whether the node adds values up."""
+    return node.kind in ENDS and constant_operand(node) is None
 
 
 def _array(node: Node, name: str) -> Array | None:

@@ -7,15 +7,17 @@ one kernel, and is exact, becomes a `Merge`. Pure: changes nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from bntool.algebra.affine import Blocked, ChannelAffine
-from bntool.algebra.kernels import Kernel, identity, negated, plus, scaled, then
-from bntool.branch_ops import OWN, Linear, constant_operand, is_sum, operand
+from bntool.algebra.kernels import Kernel, identity, plus, scaled, then
+from bntool.branch_ops import OWN, Linear, constant_operand, is_sum, operand, parameter_of
+from bntool.combinations import factor_of
 from bntool.graphs.base import Graph, Node, never_written, storage
 
 #: ops with a weight; a merge has to save one of them, or add one up with something else
@@ -77,18 +79,17 @@ class _Finder:
     def __init__(self, graph: Graph, keep: Callable[[Node], bool], *, last: bool) -> None:
         self.graph, self.ops = graph, Linear(graph, keep, last)
         self.bases: dict[int, frozenset[int]] = {}
-        self.calls: dict[object, int] = {}
+        self.calls = Counter(node.owner for node in graph.nodes if node.owner is not None)
         self.place = {id(node): place for place, node in enumerate(graph.nodes)}
-        for node in graph.nodes:
-            if node.owner is not None:
-                self.calls[node.owner] = self.calls.get(node.owner, 0) + 1
 
     def merges(self, node: Node) -> Iterator[Merge]:
-        if node.watched or node.pinned or not self._promising(node):
+        unseen = not node.users  # as what only an in-place op reads of which nobody reads the value
+        if unseen or node.watched or node.pinned or not self._promising(node):
             return
         for form in self.forms(node):
             saved = self._cost(form.inside) - form.kernel.macs * self._positions(node)
-            if saved > 0 and self._merges_something(form) and self._writable(form, node):
+            worth_it = saved > 0 and self._merges_something(form) and self._holds_no_more(form)
+            if worth_it and self._needs_no_copies(form) and self._writable(form, node):
                 yield Merge(node, form.base, form.kernel, form.inside, self.ops.last, saved)
 
     def _promising(self, node: Node) -> bool:
@@ -125,6 +126,16 @@ class _Finder:
         sums = sum(map(is_sum, form.inside))
         return weighted > 1 or (weighted == 1 and sums > 0)
 
+    def _holds_no_more(self, form: Form) -> bool:
+        """Whether the weights are no larger than before: taps of a pool take none, those of its layer do."""
+        weights = [n.params["weight"] for n in form.inside if n.kind in WEIGHTED]
+        return form.kernel.weight.size <= sum({p.stored: prod(p.shape) for p in weights}.values())
+
+    def _needs_no_copies(self, form: Form) -> bool:
+        """Whether every layer with a weight goes with all of its calls."""
+        calls = Counter(node.owner for node in form.inside if node.owner is not None)
+        return all(count == self.calls[owner] for owner, count in calls.items())
+
     def forms(self, node: Node) -> list[Form]:
         """Every form of the value, the trivial one first."""
         channels = self.ops.size(node)
@@ -145,15 +156,24 @@ class _Finder:
                 yield Form(form.base, kernel, (*form.inside, node))
 
     def _sums(self, node: Node) -> Iterator[Form]:
-        a, b = node.inputs if len(node.inputs) == 2 else (node.inputs[0], node.inputs[0])
-        if len(node.inputs) != 2 or not self._bases(a) & self._bases(b):
+        if not frozenset.intersection(*map(self._bases, node.inputs)):
             return
-        for left in self._inner(a):
-            for right in self._inner(b):
-                if left.base is right.base:
-                    kernel = plus(left.kernel, negated(right.kernel) if node.kind == "sub" else right.kernel)
-                    if isinstance(kernel, Kernel):
-                        yield Form(left.base, kernel, (*left.inside, *right.inside, node))
+        sums, *others = [self._summands(node, port) for port in range(len(node.inputs))]
+        for forms in others:
+            pairs = [(a, b, plus(a.kernel, b.kernel)) for a in sums for b in forms if a.base is b.base]
+            sums = [Form(a.base, k, a.inside + b.inside) for a, b, k in pairs if isinstance(k, Kernel)]
+        for form in sums:
+            kernel = scaled(form.kernel, self._line(node, 1.0, node.attrs.get("shift", 0.0)))
+            yield Form(form.base, kernel, (*form.inside, node))
+
+    def _summands(self, node: Node, port: int) -> list[Form]:
+        """Forms of what the sum adds up at `port`, with the factor that it has there."""
+        factor = self._line(node, factor_of(node, port), 0.0)
+        return [replace(f, kernel=scaled(f.kernel, factor)) for f in self._inner(node.inputs[port])]
+
+    def _line(self, node: Node, scale: float, shift: float) -> ChannelAffine:
+        channels = self.ops.size(node) or 0
+        return ChannelAffine(np.full(channels, scale), np.full(channels, shift))
 
     def _inner(self, value: Node) -> list[Form]:
         """Forms of an operand; only the trivial one if others read it too."""
@@ -170,11 +190,12 @@ class _Finder:
         return self.bases[id(value)]
 
     def _is_linear(self, node: Node) -> bool:
-        """Whether the node, called once and left alone by hooks, may be a linear op of fixed parameters."""
+        """Whether the node may be a linear op of fixed parameters."""
         constant = constant_operand(node)
-        params = [*node.params.values(), *(constant.params.values() if constant is not None else ())]
+        parameter = None if constant is None else parameter_of(constant)
+        params = [*node.params.values(), *(() if parameter is None else parameter.params.values())]
         known = all(p.writable and never_written(self.graph, p) for p in params)  # nor computed from others
-        return node.kind in OWN and bool(node.inputs) and known and self.calls.get(node.owner, 1) == 1
+        return node.kind in OWN and bool(node.inputs) and known
 
     def _elements(self, node: Node) -> int:
         return prod(self.graph.shape(node) or ())

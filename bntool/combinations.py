@@ -45,7 +45,7 @@ def combination(root: Node) -> Combination | None:
         factor = factors.pop(node)
         shift += factor * float(node.attrs.get(OWN_SHIFT.get(node.kind, ""), 0.0))
         for port, value in enumerate(node.inputs):
-            factors[value] += factor * _factor(node, port)
+            factors[value] += factor * factor_of(node, port)
             reads[value].append((node, port))
     again = any(len(node.users) > 1 for node in inside if node is not root)
     if not again and all(len(reads[value]) == 1 for value in factors):
@@ -55,7 +55,8 @@ def combination(root: Node) -> Combination | None:
     return Combination(node, tuple(tuple(reads[value]) for value in factors))
 
 
-def _factor(node: Node, port: int) -> float:
+def factor_of(node: Node, port: int) -> float:
+    """With what a line multiplies the value that it reads at `port`."""
     if node.kind == "scalar":
         return float(node.attrs["a"])
     if node.kind == "combination":

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
 
-import torch
 from torch import fx, nn
 
+from bntool.algebra.affine import Blocked
 from bntool.branches import find_merges
-from bntool.copying import own_inputs
 from bntool.globs import matches
 from bntool.graphs.fx_graph_form import hold_constants
+from bntool.graphs.fx_hooks import has_hooks
 from bntool.graphs.fx_merge import apply_merges
-from bntool.graphs.fx_untouched import untouched
-from bntool.graphs.fx_writes import Undone
-from bntool.graphs.islands import module_graph
-from bntool.graphs.running import outputs_of
-from bntool.norms.submodules import state_kept
+from bntool.graphs.fx_sizes import Inputs
+from bntool.graphs.fx_told_apart import told_apart
+from bntool.graphs.islands import module_graph, parts_of
+from bntool.graphs.recording import record
 from bntool.report.merges import Merged, merged
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from bntool.tracing import carry_hooks, note
 
 
 def merge_branches(
-    model: nn.Module, arguments: Arguments, *, keep: Sequence[str] = ()
+    model: nn.Module, arguments: Inputs, *, keep: Sequence[str] = ()
 ) -> tuple[nn.Module, list[Merged]]:
     """`model` as a torch.fx graph in which sums and chains of linear ops are single layers.
 
@@ -32,62 +30,57 @@ def merge_branches(
     so pass a copy. Merging changes what can be merged, so it goes on until nothing is left.
     """
     module, done = _merge(model, arguments, "", keep)
-    return (module, done) if module is not None else (model, _merge_parts(model, arguments, "", keep))
+    return (module, done) if module is not None else (model, _merge_parts(model, arguments, keep))
 
 
 def _merge(
-    model: nn.Module, arguments: Arguments, prefix: str, keep: Sequence[str]
+    model: nn.Module, inputs: Inputs, prefix: str, keep: Sequence[str]
 ) -> tuple[fx.GraphModule | None, list[Merged]]:
-    """None if the model cannot be traced in one way."""
+    """None if the model, or with a prefix the part of one, cannot be traced in one way."""
     done: list[Merged] = []
     while True:
-        graph = module_graph(model, arguments, hooked_whole=True, as_given=True)
+        graph = module_graph(model, inputs, hooked_whole=True, as_given=not prefix, whole=not prefix)
         if not graph.is_one:
             return None, []
         merges = find_merges(graph, keep=lambda n: matches(prefix + n.where, keep))
         hold_constants(model, graph)
-        model = fx.GraphModule(model, graph.ways[0].graph)
+        made = fx.GraphModule(model, graph.ways[0].graph)
+        carry_hooks(model, made)
+        model = made
         names = apply_merges(model, merges)
         done += merged(graph, merges, names, prefix)
         if not any(names):
             return model, done
 
 
-def _merge_parts(model: nn.Module, arguments: Arguments, prefix: str, keep: Sequence[str]) -> list[Merged]:
-    """Merges within the children that are called exactly once, with what they were called with."""
+def _merge_parts(model: nn.Module, inputs: Inputs, keep: Sequence[str]) -> list[Merged]:
+    """Merges within the parts that code which cannot be traced does nothing with but call them."""
+    told: set[nn.Module] = set()
+    with told_apart({type(module) for module in model.modules()}, (), told):
+        recording = record(model, inputs)
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     done: list[Merged] = []
-    for name, calls in _calls(model, arguments).items():
-        child = model.get_submodule(name)
-        if len(calls) != 1 or not list(child.children()):
-            continue
-        graph, inner = _merge(child, calls[0], f"{prefix}{name}.", keep)
-        if graph is None:
-            done += _merge_parts(child, calls[0], f"{prefix}{name}.", keep)
-        elif inner:
-            setattr(model, name, graph)
-            done += inner
+    todo = [""]
+    while todo:
+        for path in parts_of(model, todo.pop(0), recording)[0]:
+            part = model.get_submodule(path)
+            given, graph, found = recording.of(part), None, list[Merged]()
+            seen = part in told or places[part] > 1 or has_hooks(part)  # copies of graphs lose hooks
+            if not isinstance(given, Blocked) and not seen and list(part.children()):
+                graph, found = _merge(part, given, f"{path}.", keep)
+            if graph is None:
+                todo.append(path)
+            elif found:
+                _put(model, path, graph)
+                done += found
     return done
 
 
-def _calls(model: nn.Module, arguments: Arguments) -> dict[str, list[Arguments]]:
-    """With what each child of a model is called in one run."""
-    calls: dict[str, list[Arguments]] = {name: [] for name, _ in model.named_children()}
-    handles = [
-        child.register_forward_pre_hook(_recorder(calls[name]), with_kwargs=True)
-        for name, child in model.named_children()
-    ]
-    try:
-        with untouched(model), state_kept(model), Undone(model), torch.no_grad():
-            args, kwargs = own_inputs(arguments)
-            outputs_of(model, args, kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _recorder(calls: list[Arguments]) -> Callable[..., None]:
-    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-
-    return record
+def _put(model: nn.Module, path: str, graph: fx.GraphModule) -> None:
+    """A graph in the place of a part: with its attributes, which the code around it may read."""
+    part = model.get_submodule(path)
+    for name, value in vars(part).items():
+        if name not in vars(graph):
+            note(graph, name, value)
+    parent, _, own = path.rpartition(".")
+    setattr(model.get_submodule(parent), own, graph)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from bntool.algebra.kernels import Kernel, without_padding
+from bntool.branch_ops import parameter_of
 from bntool.branches import find_merges
 from bntool.globs import matches
 from bntool.graphs.aten_schema import aten_name
 from bntool.graphs.base import Mergeable
 from bntool.graphs.exported import program_graph
-from bntool.graphs.fx_merge import replaceable
+from bntool.graphs.fx_merge import is_needed, replaceable
 from bntool.graphs.merged import merged_name, sample
 from bntool.program_edit import ProgramEdit, like, value_of
 from bntool.report.merges import Merged, merged
@@ -53,14 +55,18 @@ def _apply(edit: ProgramEdit, merge: Mergeable) -> str:
     core = _is_core(edit, merge)
     if core and merge.kernel.rank == 0 and base.meta["val"].dim() != 2:
         return ""  # core ATen has no linear layer, and its products have two dimensions
+    if core and merge.kernel.mode != "zeros":
+        return ""
     name = merged_name(merge, {key.rpartition(".")[0] for key in (*edit.state, *edit.constants)})
     weight, bias = _tensors(edit, merge, name)
     with edit.graph.inserting_after(value_of(old)):
-        new = _call(edit.graph, merge, base, weight, bias, core=core)
+        new = _call(edit.graph, merge.kernel, base, weight, bias, core=core)
     new.meta = dict(value_of(old).meta)
     edit.read_instead(old, new)
+    _drop_unneeded(edit.graph, {edit.own(node) for node in merge.inside})
     _erase(edit.graph, old)
-    read = [node for inner in merge.inside for node in (inner, *inner.inputs)]
+    operands = [parameter for inner in merge.inside for parameter in map(parameter_of, inner.inputs)]
+    read = [*merge.inside, *(node for node in operands if node is not None)]
     edit.forget([param.name for node in read for param in node.params.values()])
     return name
 
@@ -85,9 +91,13 @@ def _tensors(edit: ProgramEdit, merge: Mergeable, name: str) -> tuple[fx.Node, f
 
 
 def _call(
-    graph: fx.Graph, merge: Mergeable, base: fx.Node, weight: fx.Node, bias: fx.Node | None, *, core: bool
+    graph: fx.Graph, kernel: Kernel, base: fx.Node, weight: fx.Node, bias: fx.Node | None, *, core: bool
 ) -> fx.Node:
-    kernel, aten = merge.kernel, torch.ops.aten
+    aten = torch.ops.aten
+    if kernel.mode != "zeros":
+        pad = _padded(graph, base, kernel)
+        with graph.inserting_after(pad):
+            return _call(graph, without_padding(kernel), pad, weight, bias, core=core)
     window = [list(sizes) for sizes in (kernel.stride, kernel.padding, kernel.dilation)]
     if kernel.rank and core:
         args = (base, weight, bias, *window, False, [0] * kernel.rank, kernel.groups)
@@ -102,6 +112,26 @@ def _call(
         if bias is None:
             return graph.call_function(aten.mm.default, (base, turned))
         return graph.call_function(aten.addmm.default, (bias, base, turned))
+
+
+def _padded(graph: fx.Graph, base: fx.Node, kernel: Kernel) -> fx.Node:
+    """A call that pads with values of what it is given, which no convolution of ATen's does."""
+    flat = [width for width in reversed(kernel.padding) for _ in range(2)]
+    pad = graph.call_function(torch.ops.aten.pad.default, (base, flat, kernel.mode))
+    pad.meta = {"val": torch.ops.aten.pad.default(base.meta["val"], flat, kernel.mode)}
+    return pad
+
+
+def _drop_unneeded(graph: fx.Graph, inside: Set[fx.Node]) -> None:
+    """Take out what nobody needs of what is computed from values inside a merge, and would keep them."""
+    todo = [reader for node in inside for reader in node.users if not is_needed(reader, inside)]
+    dropped = set[fx.Node]()
+    while todo:
+        dropped.add(reader := todo.pop())
+        todo += [user for user in reader.users if user not in dropped]
+    for node in reversed(graph.nodes):
+        if node in dropped - inside and not node.users:
+            graph.erase_node(node)
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

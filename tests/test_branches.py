@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bntool.merging import Merged, merge_branches
 from sample_models.repvgg import example_inputs, repvgg
@@ -65,6 +67,17 @@ class Shift(nn.Module):
         return self.beta - (self.beta + self.gamma * x)
 
 
+class Viewed(nn.Module):
+    """Factors and shifts that are brought into shape, or taken out of a parameter, first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.factors = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma.view(1, -1, 1, 1) * x * self.factors[1] - self.gamma.flip(0)[:, None, None]
+
+
 class Taller(nn.Module):
     """A parameter of one number that gives its operand a dimension."""
 
@@ -74,6 +87,17 @@ class Taller(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+class Along(nn.Module):
+    """A view with one number a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma[:, None]
 
 
 class Fading(nn.Module):
@@ -87,6 +111,10 @@ class Fading(nn.Module):
         y = x * self.gamma
         self.gamma.mul_(0.5)
         return y
+
+
+def reflecting() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
 
 
 ONE_LAYER = {
@@ -115,6 +143,31 @@ ONE_LAYER = {
     "a number that adds a dimension": Block(
         lambda m, x: m.s(m.a(x) + m.b(x)), a=conv(3), b=conv(1), s=Taller()
     ),
+    "scaled by a view": Block(lambda m, x: m.s(m.a(x)) + m.b(x), a=conv(3), b=conv(1), s=Viewed()),
+    "stacked and summed": Block(
+        lambda m, x: torch.stack([m.a(x), m.b(x), x]).sum(0), a=conv(3), b=conv(1)
+    ),
+    "the mean of a stack": Block(
+        lambda m, x: torch.stack([m.a(x), m.b(x)], -1).mean(-1) - x, a=conv(3), b=conv(1)
+    ),
+    "sums with factors": Block(
+        lambda m, x: torch.sub(torch.add(m.n(m.a(x)), m.b(x), alpha=0.3), x, alpha=2),
+        a=conv(3), n=norm(), b=conv(1),
+    ),
+    "rows and columns in turn": Block(
+        lambda m, x: m.a(x) + m.n(m.c(m.r(x))), a=conv(3, groups=4), n=norm(),
+        r=nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=4, bias=False),
+        c=nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=4),
+    ),
+    "padded before": Block(
+        lambda m, x: m.a(m.p(x)) + m.b(x) + m.o(F.pad(x, (1, 1, 1, 1))),
+        p=nn.ZeroPad2d(1), a=nn.Conv2d(4, 4, 3), b=conv(1), o=nn.AvgPool2d(3, 1),
+    ),
+    "reflected, also behind a norm": Block(
+        lambda m, x: m.a(m.n(x)) + m.b(x) + m.c(F.pad(x, (2,) * 4, mode="reflect")),
+        a=reflecting(), n=norm(), b=conv(1), c=nn.Conv2d(4, 4, 5),
+    ),
+    "one layer read twice": Block(lambda m, x: m.n(m.a(x)) - m.a(x), a=conv(3), n=norm()),
     "dropout between": Block(lambda m, x: m.d(m.a(x)) + x, a=conv(3), d=nn.Dropout()),
 }  # fmt: skip
 
@@ -144,10 +197,6 @@ def hooked() -> nn.Conv2d:
     return layer
 
 
-def reflecting() -> nn.Conv2d:
-    return nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
-
-
 KEPT = {
     "an activation between": (Block(lambda m, x: m.a(x).relu() + m.b(x), a=conv(), b=conv(1)), 2),
     "someone else reads a branch": (Block(twice, a=conv(), b=conv(1)), 2),
@@ -155,16 +204,36 @@ KEPT = {
     "different strides": (Block(lambda m, x: m.a(x) + m.b(x)[..., :5, :5], a=conv(3, 2), b=conv(1)), 2),
     "more work as one": (Block(lambda m, x: m.a(x) + m.b(x), a=conv(5, groups=4), b=conv(1)), 2),
     "a chain that costs more": (Block(lambda m, x: m.b(m.a(x)), a=conv(3, groups=4), b=conv(1)), 2),
+    "a pool whose taps would be weights": (
+        Block(lambda m, x: m.b(m.p(m.a(x))), a=conv(1), p=nn.AvgPool2d(4), b=conv(1)), 2
+    ),
     "a bias before padding": (
         Block(lambda m, x: m.b(m.a(x)), a=conv(1, width=64, bias=True), b=nn.Conv2d(64, 4, 3, padding=1)), 2
     ),
     "padding twice": (
         Block(lambda m, x: m.b(m.a(x)), a=conv(3, width=64), b=nn.Conv2d(64, 4, 3, padding=1)), 2
     ),
-    "reflected padding": (Block(lambda m, x: m.a(x) + m.b(x), a=reflecting(), b=conv(1)), 2),
+    "padded with something else": (
+        Block(lambda m, x: m.a(F.pad(x, (1,) * 4, value=1)) + m.b(x), a=nn.Conv2d(4, 4, 3), b=conv(1)), 2
+    ),
+    "padded on one side": (
+        Block(lambda m, x: m.a(F.pad(x, (2, 0, 1, 1))) + m.b(x), a=nn.Conv2d(4, 4, 3), b=conv(1)), 2
+    ),
+    "rows and columns in turn, with a bias": (
+        Block(
+            lambda m, x: m.a(x) + m.c(m.r(x)), a=conv(3, groups=4),
+            r=nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=4),
+            c=nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=4),
+        ), 3
+    ),
+    "reflected padding beside zeros": (Block(lambda m, x: m.a(x) + m.b(x), a=reflecting(), b=conv(3)), 2),
+    "reflected padding of what a stride has left": (
+        Block(lambda m, x: m.a(m.b(x)), a=reflecting(), b=conv(1, 2)), 2
+    ),
     "a shared layer": (Block(lambda m, x: m.a(m.b(x).relu()) + m.b(x), a=conv(), b=conv(1)), 2),
     "changed in place meanwhile": (Block(changed, first=conv(1), a=conv(), b=conv(1)), 3),
     "a scale that fades": (Block(lambda m, x: m.a(x) + m.s(m.b(x)), a=conv(), b=conv(1), s=Fading()), 2),
+    "a view along the rows": (Block(lambda m, x: m.a(x) + m.s(m.b(x)), a=conv(), b=conv(1), s=Along()), 2),
     "a hook on a branch": (Block(lambda m, x: m.a(x) + m.b(x), a=conv(), b=hooked()), 2),
 }  # fmt: skip
 
@@ -282,3 +351,46 @@ def test_a_value_that_an_in_place_op_changes_is_not_read_later_than_before() -> 
 
     layers = {"norm": norm(), "first": conv(1), "second": conv(1)}
     merged(Block(forward, **layers), image())
+
+
+def sizes_of_a_branch(m: Block, x: Tensor) -> Tensor:
+    y = m.a(x)
+    n, c, h, w = y.shape
+    return (y + m.b(x)).reshape(n, h * w, c).to(y.dtype)
+
+
+def sizes_within_a_chain(m: Block, x: Tensor) -> Tensor:
+    y = m.a(x) + m.b(x)
+    return m.c(y).flatten(2) * y.shape[-1]  # type: ignore[no-any-return]
+
+
+def sizes_before_a_stride(m: Block, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return (m.c(y) + m.d(y)).flatten(2) * y.shape[-1]  # type: ignore[no-any-return]
+
+
+def test_what_is_done_in_vain_to_a_copy_is_not_done_to_the_new_layer() -> None:
+    def forward(m: Block, x: Tensor) -> Tensor:
+        y = m.a(torch.stack([x, x, 2 * x]).sum(0))
+        (y * 1.0).relu_()
+        return m.b(y)  # type: ignore[no-any-return]
+
+    result, _ = merged(Block(forward, a=conv(3), b=conv(3)), image())
+    assert count(result, CONVS) == 2
+
+
+MEASURED = {
+    sizes_of_a_branch: ({"a": conv(3), "b": conv(1)}, 1),
+    sizes_within_a_chain: ({"a": conv(3), "b": conv(1), "c": conv(1)}, 1),
+    sizes_before_a_stride: ({"a": conv(1), "c": conv(3, 2), "d": conv(1, 2)}, 2),
+}
+
+
+@pytest.mark.parametrize("forward", MEASURED)
+def test_no_layer_stays_only_for_its_sizes(forward: Any) -> None:
+    layers, left = MEASURED[forward]
+    model = copy.deepcopy(Block(forward, **layers))
+    result, _ = merged(model, image())
+    assert count(result, CONVS) == left
+    x = image(size=12).double()
+    torch.testing.assert_close(result(x), model(x), rtol=1e-10, atol=1e-10)

@@ -85,6 +85,36 @@ def test_a_pooled_branch_and_a_stride_merge() -> None:
     assert result.report.verification.ok
 
 
+@pytest.mark.parametrize(("taps", "stride", "convs"), [(3, 1, 1), (2, 1, 2), (3, 2, 2)])
+def test_padding_chosen_by_the_runtime_is_known_where_it_is_the_same_on_both_sides(
+    taps: int, stride: int, convs: int
+) -> None:
+    w = Writer()
+    same = {"auto_pad": "SAME_UPPER", "strides": [stride] * 2, "kernel_shape": [taps] * 2}
+    chosen = w.op("Conv", "x", w.tensor(4, 4, taps, taps), **same)
+    result = fold(w.model(w.op("Add", chosen, w.conv("x", 1, stride))), merge=True)
+    assert sum(node.op_type == "Conv" for node in result.model.graph.node) == convs
+    assert result.report.verification.ok
+
+
+@pytest.mark.parametrize("opset", [10, 18])
+def test_branches_that_pad_with_more_of_the_image_merge(opset: int) -> None:
+    w = Writer()
+    widths = [0, 0, 1, 1, 0, 0, 1, 1]
+    if opset < 11:
+        padded = w.op("Pad", "x", pads=widths, mode="reflect")
+    else:
+        w.tensors.append(numpy_helper.from_array(np.array(widths), "widths"))
+        padded = w.op("Pad", "x", "widths", mode="reflect")
+    convs = w.op("Conv", padded, w.tensor(4, 4, 3, 3)), w.conv("x", 1)
+    model = w.model(w.op("Add", *convs))
+    model.opset_import[0].version = opset
+    result = fold(model, merge=True)
+    assert [node.op_type for node in result.model.graph.node] == ["Pad", "Conv"]
+    assert result.report.verification.ok
+    onnx.checker.check_model(result.model)
+
+
 @pytest.mark.parametrize("opset", [9, 13, 18])
 @pytest.mark.parametrize(("dims", "op"), [((3, 8), "Gemm"), ((3, 8), "MatMul"), ((2, 3, 8), "MatMul")])
 def test_products_merge_too(dims: tuple[int, ...], op: str, opset: int) -> None:

@@ -3,7 +3,7 @@
     y[o] = bias + sum over taps j of weight[j] * x[stride * o - padding + dilation * j],   x zero outside
 
 A linear layer is the case of no taps at all. Sources for parallel sums: Ding et al. 2021, "RepVGG" (section
-3.3) and "Diverse Branch Block" (section 3.2). Unlike there, chains that zero padding would make inexact at
+3.3) and "Diverse Branch Block" (section 3.2). Unlike there, chains that padding would make inexact at
 the border are refused.
 """
 
@@ -22,10 +22,11 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A convolution with zero padding, the same on both sides.
+    """A convolution with padding, the same on both sides.
 
     Shapes: `weight` (out, in / groups, *taps), `bias` (out,); `stride`, `padding` and `dilation` one number
-    per tap dimension, none for a linear layer.
+    per tap dimension, none for a linear layer. `mode` is what it pads with: zeros, or values of its input's,
+    as torch's convolutions call it.
     """
 
     weight: Array
@@ -34,6 +35,7 @@ class Kernel:
     stride: Sizes = ()
     padding: Sizes = ()
     dilation: Sizes = ()
+    mode: str = "zeros"
 
     @property
     def taps(self) -> Sizes:
@@ -56,17 +58,22 @@ class Kernel:
         """Multiplications per output position."""
         return int(self.weight.size)
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether an output position depends on one input position."""
-        return all(n == 1 for n in self.taps) and not any(self.padding)
-
 
 def identity(channels: int, rank: int) -> Kernel:
     """`y = x`, one group a channel."""
     ones = (1,) * rank
     weight = np.ones((channels, 1, *ones))
     return Kernel(weight, np.zeros(channels), channels, ones, (0,) * rank, ones)
+
+
+def padded(channels: int, padding: Sizes, mode: str) -> Kernel:
+    """`y = x` with zeros, or more of itself, around it."""
+    return replace(identity(channels, len(padding)), padding=padding, mode=mode)
+
+
+def without_padding(kernel: Kernel) -> Kernel:
+    """What is left of the kernel behind a padding by itself."""
+    return replace(kernel, padding=(0,) * kernel.rank, mode="zeros")
 
 
 def average(channels: int, taps: Sizes, stride: Sizes, padding: Sizes) -> Kernel:
@@ -148,12 +155,21 @@ def plus(a: Kernel, b: Kernel) -> Kernel | Blocked:
         return Blocked("the branches differ in channels")
     if a.stride != b.stride:
         return Blocked("the branches have different strides")
+    mode = common_mode(a, b)
+    if isinstance(mode, Blocked):
+        return mode
     left, right = aligned(a, b), aligned(b, a)
     if isinstance(left, Blocked) or isinstance(right, Blocked):
         return left if isinstance(left, Blocked) else right
     if left.taps != right.taps:
         return Blocked("the branches' kernels have different centres")
-    return replace(left, weight=left.weight + right.weight, bias=left.bias + right.bias)
+    return replace(left, weight=left.weight + right.weight, bias=left.bias + right.bias, mode=mode)
+
+
+def common_mode(a: Kernel, b: Kernel) -> str | Blocked:
+    """With what both pad, if they do."""
+    modes = {kernel.mode for kernel in (a, b) if any(kernel.padding)} or {"zeros"}
+    return modes.pop() if len(modes) == 1 else Blocked("they pad with different values")
 
 
 def negated(kernel: Kernel) -> Kernel:
@@ -164,9 +180,11 @@ def then(first: Kernel, second: Kernel) -> Kernel | Blocked:
     """`y = second(first(x))` as one kernel, where it is exact."""
     if first.rank != second.rank or first.out_channels != second.in_channels:
         return Blocked("the layers do not fit one another")
-    for refusal in (_border(first, second), _grid(first, second)):
-        if refusal is not None:
+    mode = common_mode(first, second)
+    for refusal in (mode, _border(first, second), _grid(first, second)):
+        if isinstance(refusal, Blocked):
             return refusal
+    assert isinstance(mode, str)
     groups = gcd(first.groups, second.groups)
     a, b = regrouped(first, groups), regrouped(second, groups)
     weight = _per_group(a, b, _compose)
@@ -178,17 +196,18 @@ def then(first: Kernel, second: Kernel) -> Kernel | Blocked:
         tuple(s * t for s, t in zip(a.stride, b.stride, strict=True)),
         tuple(p + q * s for p, q, s in zip(a.padding, b.padding, a.stride, strict=True)),
         tuple(d if n > 1 else e for d, n, e in zip(a.dilation, a.taps, b.dilation, strict=True)),
+        mode,
     )
 
 
 def _border(first: Kernel, second: Kernel) -> Blocked | None:
-    """The second's padding puts zeros where the first, carried on, would give its own values."""
-    if not any(second.padding):
-        return None
-    if first.bias.any():
+    """The second's padding puts other values where the first, carried on, would give its own."""
+    hidden = [d for d, width in enumerate(second.padding) if width]
+    zeros = second.mode == "zeros"
+    if hidden and zeros and first.bias.any():
         return Blocked("the second layer's zero padding would need the first one's bias")
-    if not first.pointwise or any(s > 1 for s in first.stride):
-        return Blocked("the second layer's zero padding cuts the first one's border")
+    if any(first.taps[d] > 1 or not (zeros or first.stride[d] == 1 > first.padding[d]) for d in hidden):
+        return Blocked("the second layer's padding cuts the first one's border")
     return None
 
 

@@ -7,7 +7,8 @@ The vocabulary (inputs are tensor values only; attributes are plain Python value
 
 kind             inputs  attributes                                              params
 conv             x       groups, padded (zero padding hides a shift), rank;      weight (out, in/g, *k), bias?
-                         stride, padding, dilation where both sides have as many zeros
+                         stride, padding, dilation where both sides have as much; padding_mode where
+                         it may be other than "zeros"
 conv_transpose   x       groups, rank                                            weight (in, out/g, *k), bias?
 linear           x       transposed (weight is (in, out))                        weight (out, in), bias?
 matmul_const     x       side: "right" (x @ w) or "left" (w @ x)                 weight

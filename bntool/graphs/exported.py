@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from bntool.algebra.absorbing import NORMS
@@ -34,6 +35,10 @@ CAN_TAKE_A_BIAS = ("conv", "conv_transpose", "linear", "matmul_const")
 def program_graph(program: ExportedProgram, inputs: Any = None) -> FxGraph:
     """The neutral graph of a program. Its nodes have the names they have in the program's own graph."""
     module = unlifted(program)
+    specs = [s for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, specs, strict=True):
+        node.name = spec.arg.name  # which unlifting changes where it is a builtin's
     for node in list(module.graph.nodes):
         if node.op == "call_module" and "guards" in str(node.target):
             module.graph.erase_node(node)

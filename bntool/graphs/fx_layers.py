@@ -106,8 +106,8 @@ def conv_module(call: Call) -> Spec:
         attrs["padded"] = not plain or any((*padding, *module.output_padding))
     else:
         attrs["padded"] = module.padding_mode == "zeros" and any(padding)
-        geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
-        attrs |= window(*geometry, module.padding_mode)
+        attrs |= window(module.kernel_size, module.stride, module.padding, module.dilation)
+        attrs["padding_mode"] = module.padding_mode
     kind = "conv_transpose" if module.transposed else "conv"
     return Spec(kind, (call.get(0, "input"),), attrs, _module_weights(call))
 

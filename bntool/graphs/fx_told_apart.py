@@ -35,11 +35,15 @@ def _isinstance(value: Any, kinds: Any) -> bool:
 
 
 class _OfTypes(type):
-    """What the builtin `type` is to those who have it from here."""
+    """What the builtin `type` is to those who have it from here; `told` are modules that it is asked of."""
+
+    told: set[nn.Module]
 
     def __call__(cls, *args: Any, **named: Any) -> Any:
         if len(args) == 1 and type(args[0]) in (Value, Attribute):
             return _kind(args[0])
+        if len(args) == 1 and isinstance(args[0], nn.Module) and type(args[0]) is not nn.Identity:
+            cls.told.add(args[0])
         return type(*args, **named)
 
     def __instancecheck__(cls, value: Any) -> bool:
@@ -50,10 +54,6 @@ class _OfTypes(type):
 
     def __getattr__(cls, name: str) -> Any:
         return getattr(type, name)
-
-
-class _Type(metaclass=_OfTypes):
-    """Stands for `type`."""
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ def told_apart(
     for space in told_here:
         space["isinstance"] = answer
     for space in typed:
-        space["type"] = _Type
+        space["type"] = _OfTypes("type", (), {"told": told})
     for space, name, function in remembering:
         space[name] = function.__wrapped__
     try:

@@ -34,37 +34,43 @@ def module_graph(
     hooked_whole: bool = False,
     as_given: bool = False,
     for_other_batches: bool = False,
+    whole: bool = True,
 ) -> FxGraph:
     """The graph of a module as the planner needs it: every way through it and its islands.
 
     Modules of the classes `leaves` are not looked into: each call is one node, of a kind nothing is known of.
     With `hooked_whole` neither are modules with hooks: a graph that is to be run would lose them. With
     `as_given` arguments that `inputs` leave out have their defaults, and are none of the graph's. Where
-    constant slices take other parts `for_other_batches`, those have ways of their own.
+    constant slices take other parts `for_other_batches`, those have ways of their own. If it is not a `whole`
+    model but a part of one, the code around that may call it with other sizes.
     """
     graph = FxGraph(root, for_other_batches=for_other_batches)
     inside = wrapped(root)
     model = root.get_submodule(inside)
-    trace_part(graph, model, inside, inputs, leaves, hooked_whole, whole=True, as_given=as_given)
+    trace_part(graph, model, inside, inputs, leaves, hooked_whole, whole=whole, as_given=as_given)
     done: set[str] = set()
-
-    def inner(name: str, path: str) -> nn.Module:
-        return root.get_submodule(joined(name, path))
-
     recording = record(root, inputs) if graph.dark else Recording()
     while graph.dark - done:
         name = min(graph.dark - done)
         done.add(name)
-        own, alone = islands_of(root.get_submodule(name))
-        items = [path for path in own if "." in path and isinstance(inner(name, path), ITEMS)]
-        alone += [path for path in items if recording.reaches_into(inner(name, path))]
-        for path in [path for path in own if path not in alone]:
-            part = joined(name, path)
+        own, alone = parts_of(root, name, recording)
+        for part in own:
             trace_part(graph, root.get_submodule(part), part, recording.of(root.get_submodule(part)), leaves)
-        for path in alone:
-            leave_alone(graph, joined(name, path))
+        for part in alone:
+            leave_alone(graph, part)
     graph.finish()
     return graph
+
+
+def parts_of(root: nn.Module, name: str, recording: Recording) -> tuple[list[str], list[str]]:
+    """The parts of the module called `name`, whose own code cannot be traced: (those that this only calls,
+    those that it may look into or change).
+    """
+    module = root.get_submodule(name)
+    own, alone = islands_of(module)
+    items = [path for path in own if "." in path and isinstance(module.get_submodule(path), ITEMS)]
+    alone += [path for path in items if recording.reaches_into(module.get_submodule(path))]
+    return [joined(name, path) for path in own if path not in alone], [joined(name, path) for path in alone]
 
 
 def wrapped(root: nn.Module) -> str:

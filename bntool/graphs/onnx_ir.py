@@ -101,14 +101,18 @@ def origin(node: Node) -> Origin:
     return node.origin
 
 
+def opset_of(model: ModelProto) -> int:
+    """Which version of ONNX's own operators it is written in."""
+    return max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
+
+
 def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | None = None) -> OnnxGraph:
     """The neutral graph of `model`. `given` are shapes for inputs whose sizes are open."""
     graph = OnnxGraph(model, store, is_static(model))
-    opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
     blocked = overridable_inputs(model)
     sizes = open_sizes(model, given or {})
     inferred = _inferred(model, store, sizes)
-    _Scope(graph, opset, model.graph, inferred.graph, (), "", blocked).read()
+    _Scope(graph, opset_of(model), model.graph, inferred.graph, (), "", blocked).read()
     connect(graph.nodes, [node for node in graph.nodes if node.kind == "output" or _has_effects(node)])
     return graph
 

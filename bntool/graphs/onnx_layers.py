@@ -42,9 +42,12 @@ def conv(op: Op) -> Node | str:
 def geometry(op: Op, taps: Sequence[int]) -> dict[str, tuple[int, ...]]:
     pads = list(op.attrs.get("pads", [0] * (2 * len(taps))))
     before, behind = pads[: len(taps)], pads[len(taps) :]
-    if before != behind or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    strides, dilations = (list(op.attrs.get(name, [1])) for name in ("strides", "dilations"))
+    chosen = op.attrs.get("auto_pad", b"NOTSET")
+    same = chosen in (b"SAME_UPPER", b"SAME_LOWER") and all(step == 1 for step in strides)
+    if before != behind or not (same or chosen in (b"NOTSET", b"VALID")):
         return {}
-    return window(taps, list(op.attrs.get("strides", [1])), before, list(op.attrs.get("dilations", [1])))
+    return window(taps, strides, "same" if same else before, dilations)
 
 
 def _with_bias_slot(op: Op, node: Node) -> Node:

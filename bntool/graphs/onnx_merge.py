@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from bntool.algebra.kernels import Kernel
+from bntool.algebra.kernels import Kernel, without_padding
 from bntool.graphs.base import Mergeable
 from bntool.graphs.merged import merged_name, weighted
 from bntool.graphs.onnx_edit import Edit
-from bntool.graphs.onnx_ir import OnnxGraph, origin
+from bntool.graphs.onnx_ir import OnnxGraph, opset_of, origin
 from bntool.graphs.onnx_tensors import numpy_dtype
+
+#: what convolutions of torch's call a padding -> what ONNX does
+PADS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def apply_merges(graph: OnnxGraph, merges: Sequence[Mergeable]) -> list[str]:
@@ -55,7 +58,10 @@ def _nodes(edit: Edit, merge: Mergeable, name: str, x: str, y: str) -> list[Node
 
     bias = [tensor("bias", kernel.bias)] if kernel.bias.any() else []
     if kernel.rank:
-        return [_conv(kernel, [x, tensor("weight", kernel.weight), *bias], y, name)]
+        pads = [] if kernel.mode == "zeros" else [_pad(edit, kernel, x, name)]
+        if pads:
+            x, kernel = pads[0].output[0], without_padding(kernel)
+        return [*pads, _conv(kernel, [x, tensor("weight", kernel.weight), *bias], y, name)]
     if origin(layer).proto.op_type == "Gemm":
         bias = bias or [tensor("bias", kernel.bias)]  # which it had to have before opset 11
         return [helper.make_node("Gemm", [x, tensor("weight", kernel.weight), *bias], [y], name, transB=1)]
@@ -63,6 +69,15 @@ def _nodes(edit: Edit, merge: Mergeable, name: str, x: str, y: str) -> list[Node
     inner = edit.fresh(f"{y}_unshifted") if bias else y
     product = helper.make_node("MatMul", [x, weight], [inner], name)
     return [product, *(helper.make_node("Add", [inner, b], [y], edit.fresh(f"{name}_bias")) for b in bias)]
+
+
+def _pad(edit: Edit, kernel: Kernel, x: str, name: str) -> NodeProto:
+    """What pads with values of its input, which no convolution of ONNX's does."""
+    made, around, mode = edit.fresh(f"{name}_pad"), [0, 0, *kernel.padding] * 2, PADS[kernel.mode]
+    if opset_of(edit.graph.model) < 11:  # which has the widths as an attribute
+        return helper.make_node("Pad", [x], [made], made, mode=mode, pads=around)
+    widths = edit.tensor(f"{name}.pads", (len(around),), np.dtype(np.int64), lambda: np.array(around))
+    return helper.make_node("Pad", [x, widths], [made], made, mode=mode)
 
 
 def _conv(kernel: Kernel, inputs: list[str], output: str, name: str) -> NodeProto:

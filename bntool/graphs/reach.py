@@ -156,8 +156,16 @@ def _looks_only(call: ast.Call) -> bool:
 
 
 def _names_inside(child: nn.Module, named: set[str]) -> bool:
-    """Whether the code names anything that the child's items have."""
+    """Whether the code names anything that the child's items have: modules, tensors, methods of their own."""
     items = list(child.children())
     modules = [name for item in items for name, _ in item.named_modules()]
     tensors = [name for item in items for name, _ in (*item.named_parameters(), *item.named_buffers())]
-    return bool({part for name in modules + tensors for part in name.split(".")} & named)
+    inside = {part for name in modules + tensors for part in name.split(".")}
+    return bool(inside.union(*map(_own_methods, items)) & named)
+
+
+def _own_methods(module: nn.Module) -> set[str]:
+    """Those, and properties, that torch's classes do not have: by them code can get at what is inside."""
+    own = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.nn")]
+    found = {name for base in own for name, value in vars(base).items() if hasattr(value, "__get__")}
+    return found - set(dir(nn.Module))

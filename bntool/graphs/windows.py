@@ -8,14 +8,12 @@ from typing import Any
 Sizes = tuple[int, ...]
 
 
-def window(
-    taps: Sequence[int], stride: Any, padding: Any, dilation: Any = 1, mode: str = "zeros"
-) -> dict[str, Sizes]:
-    """The attributes of a window of these taps; none where its two sides are not padded alike, with zeros."""
+def window(taps: Sequence[int], stride: Any, padding: Any, dilation: Any = 1) -> dict[str, Sizes]:
+    """The attributes of a window of these taps; none where its two sides are not padded alike."""
     rank = len(taps)
     steps = _each(dilation, rank)
     around = _around(taps, padding, steps)
-    if around is None or steps is None or (mode != "zeros" and any(around)):
+    if around is None or steps is None:
         return {}
     strides = _each(taps if stride in (None, ()) else stride, rank)
     return {} if strides is None else {"stride": strides, "padding": around, "dilation": steps}

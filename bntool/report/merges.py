@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from bntool.branch_ops import parameter_of
 from bntool.branches import Merge
 from bntool.graphs.base import Graph, Node
 from bntool.graphs.merged import sample
@@ -110,10 +111,15 @@ class _Count:
 
 def _superfluous(merge: Merge) -> list[Node]:
     """The nodes inside, and the constants that only they read."""
-    inside = {id(node) for node in merge.inside}
-    constants = [i for n in merge.inside for i in n.inputs if i.kind == "parameter"]
-    only = [c for c in constants if all(id(reader) in inside for reader, _ in c.users)]
-    return [*merge.inside, *only]
+    gone = {id(node): node for node in merge.inside}
+    todo = [value for node in merge.inside for value in node.inputs]
+    while todo:
+        value = todo.pop()
+        only = all(id(reader) in gone for reader, _ in value.users)
+        if id(value) not in gone and only and parameter_of(value) is not None:
+            gone[id(value)] = value
+            todo += value.inputs
+    return list(gone.values())
 
 
 def with_merged(report: FoldReport, several: Sequence[Merged]) -> FoldReport:

@@ -25,6 +25,7 @@ from bntool.algebra.kernels import (
     scaled,
     then,
     widened,
+    without_padding,
 )
 
 CONV = (None, F.conv1d, F.conv2d, F.conv3d)
@@ -37,6 +38,9 @@ def apply(kernel: Kernel, x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
     conv = CONV[kernel.rank]
     assert conv is not None
+    if kernel.mode != "zeros":
+        flat = [width for width in reversed(kernel.padding) for _ in range(2)]
+        x, kernel = F.pad(x, flat, mode=kernel.mode), without_padding(kernel)
     return conv(x, weight, bias, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
 
 
@@ -62,7 +66,8 @@ def kernels(draw: st.DrawFn, rank: int, ins: int, outs: int, *, bias: bool = Tru
     ]
     taps, stride, padding, dilation = sizes
     weight = rng.normal(size=(outs, ins // groups, *taps))
-    return Kernel(weight, rng.normal(size=outs) * bias, groups, stride, padding, dilation)
+    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"])) if rank else "zeros"
+    return Kernel(weight, rng.normal(size=outs) * bias, groups, stride, padding, dilation, mode)
 
 
 ranks = st.integers(0, 2)
@@ -134,6 +139,7 @@ def test_the_branches_of_known_blocks_merge(a: Kernel, b: Kernel, macs: int) -> 
         (conv(4, 4, 3, 1), conv(4, 4, 3, 1, 2), "strides"),
         (conv(4, 4, 3, 1), conv(4, 8, 3, 1), "channels"),
         (conv(4, 4, 3, 1), conv(4, 4, 3, 0), "centres"),
+        (conv(4, 4, 3, 1), replace(conv(4, 4, 3, 1), mode="reflect"), "different values"),
         (conv(4, 4, 3, 2, dilation=2), conv(4, 4, 3, 1, dilation=2), "dilation"),
     ],
 )
@@ -141,6 +147,14 @@ def test_branches_that_do_not_fit_are_refused(a: Kernel, b: Kernel, reason: str)
     refusal = plus(a, b)
     assert isinstance(refusal, Blocked)
     assert reason in refusal.reason
+
+
+def test_branches_that_pad_with_different_values_are_refused_and_rightly() -> None:
+    a, b = conv(4, 4, 3, 1), replace(conv(4, 4, 3, 1), mode="reflect")
+    one = plus(a, replace(b, mode="zeros"))
+    assert isinstance(plus(a, b), Blocked)
+    assert isinstance(one, Kernel)
+    assert not torch.allclose(apply(one, value(a)), apply(a, value(a)) + apply(b, value(a)))
 
 
 def unpadded_interior(a: Kernel, b: Kernel, x: Tensor) -> bool:

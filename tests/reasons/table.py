@@ -51,8 +51,10 @@ ELSEWHERE = {
     "test_of_two_norms_only_the_one_that_overflows_stays",
     "the second layer's zero padding would need the first one's bias": KERNELS
     + "test_a_chain_that_padding_makes_inexact_is_refused_and_rightly",
-    "the second layer's zero padding cuts the first one's border": KERNELS
+    "the second layer's padding cuts the first one's border": KERNELS
     + "test_a_chain_that_padding_makes_inexact_is_refused_and_rightly",
+    "they pad with different values": KERNELS
+    + "test_branches_that_pad_with_different_values_are_refused_and_rightly",
     "one value per sample: the norm erases the data": HERE + "test_a_norm_over_one_value_erases_the_data",
     "one channel: a norm over channels erases the data": HERE + "test_a_norm_over_one_value_erases_the_data",
     "one channel: only its sign would be left": HERE + "test_a_norm_over_one_value_erases_the_data",
