@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,8 @@ def _keeps_rows(a: Node) -> bool:
 
 def batch_norm(op: Op) -> Node | str:
     read = [op.value(port) for port in (0, *_computed(op, 1, 2, 3, 4))]
-    node = op.node("batch_norm", *read, eps=float(op.attrs.get("epsilon", EPSILON)), training=_trains(op))
+    training = trains(op.opset, op.attrs, op.proto.output)
+    node = op.node("batch_norm", *read, eps=float(op.attrs.get("epsilon", EPSILON)), training=training)
     node.attrs["rank"] = op.rank()
     node = op.with_params(node, weight=1, bias=2, mean=3, var=4)
     node.pinned = _why_fixed(op, op.rank())
@@ -143,15 +145,15 @@ def _why_fixed(op: Op, rank: int | None) -> str:
     return ""
 
 
-def _trains(op: Op) -> bool:
+def trains(opset: int, attrs: Mapping[str, Any], outputs: Sequence[str]) -> bool:
     """Opsets 1 and 6 have `is_test` (0 unless given); up to 13 it trains if it gives statistics out, read or
     not; then there is `training_mode`.
     """
-    if op.opset < 7:
-        return not op.attrs.get("is_test", 0)
-    if op.opset < 14:
-        return any(op.proto.output[1:])
-    return bool(op.attrs.get("training_mode", 0))
+    if opset < 7:
+        return not attrs.get("is_test", 0)
+    if opset < 14:
+        return any(outputs[1:])
+    return bool(attrs.get("training_mode", 0))
 
 
 def channel_norm(op: Op) -> Node | str:
@@ -167,9 +169,9 @@ def layer_norm(op: Op) -> Node | str:
         return "the graph reads its statistics"
     if _computed(op, 1, 2):
         return "its weight or bias is computed in the graph"
-    weight = op.const(1)
-    node = op.node("layer_norm", op.value(0), normalized=len(weight.shape) if weight is not None else 0)
-    return op.with_params(node, weight=1, bias=2)
+    axis, rank = int(op.attrs.get("axis", -1)), op.rank()
+    normalized = -axis if axis < 0 else 0 if rank is None else rank - axis  # its weight may have fewer
+    return op.with_params(op.node("layer_norm", op.value(0), normalized=normalized), weight=1, bias=2)
 
 
 def bias_of_matmul(op: Op) -> Node | None:
