@@ -178,14 +178,14 @@ def by_runtime(runnable: Runnable) -> Engine:
 
 def by_evaluator(runnable: Runnable | ModelProto) -> Engine:
     """Raises: RunError, then or when called."""
-    from onnx.reference import ReferenceEvaluator
+    from bntool.onnx_folding.evaluator import evaluator
 
     with _evaluating():
-        evaluator = ReferenceEvaluator(str(runnable) if isinstance(runnable, Path) else runnable)
+        session = evaluator(str(runnable) if isinstance(runnable, Path) else runnable)
 
     def run(feeds: Feeds) -> list[Any]:
         with _evaluating():
-            return list(evaluator.run(None, feeds))
+            return list(session.run(None, feeds))
 
     return run
 
