@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, inliner
 
 from bntool.agreed import agreed_plan
@@ -59,34 +62,24 @@ class Folding:
         self.model = unshadowed(self.model)
 
     def plan(self) -> Plan:
-        """What `write` would do; with merged branches there is nothing to plan on but a merged copy."""
-        if self.merge:
-            return self.in_memory()[1]
-        self.graph = read(self.model, Store(self.path), self.shapes)
-        return self._planned_for_all_sizes()
+        """What `write` would do: new weights are computed, as they may leave their dtype's range."""
+        return self._within_range(lambda graph: deque(_computed(graph), 0))
 
     def write(self, target: Path) -> Plan:
         """Write a folded copy; a norm with which new weights leave their dtype's range stays."""
-        while True:
-            try:
-                graph = self._attempt()
-                write(graph.model, graph.store, target, outside=has_external_data(self.model))
-                return self.planned
-            except OutOfRange as problem:
-                self.barred[self.planned.to_blame(problem)] = problem.reason
+        outside = has_external_data(self.model)
+        return self._within_range(lambda graph: write(graph.model, graph.store, target, outside=outside))
 
     def in_memory(self) -> tuple[ModelProto, Plan]:
         """The same as a message that holds all that was computed."""
+        plan = self._within_range(_store_computed)
+        return self.graph.model, plan
+
+    def _within_range(self, use: Callable[[OnnxGraph], object]) -> Plan:
         while True:
             try:
-                graph = self._attempt()
-                for tensor in all_tensors(graph.model.graph):
-                    if is_pending(tensor):
-                        values = graph.store.array(tensor).tobytes()
-                        tensor.ClearField("external_data")
-                        tensor.ClearField("data_location")
-                        tensor.raw_data = values
-                return graph.model, self.planned
+                use(self._attempt())
+                return self.planned
             except OutOfRange as problem:
                 self.barred[self.planned.to_blame(problem)] = problem.reason
 
@@ -139,6 +132,19 @@ class Folding:
     def _names(self) -> list[str]:
         """Of the norms that went, in order."""
         return [*norms_of(self.merged), *self.planned.names]
+
+
+def _computed(graph: OnnxGraph) -> Iterator[tuple[TensorProto, NDArray[Any]]]:
+    """The tensors that are computed when they are read, each with its values."""
+    pending = [tensor for tensor in all_tensors(graph.model.graph) if is_pending(tensor)]
+    return ((tensor, graph.store.array(tensor)) for tensor in pending)
+
+
+def _store_computed(graph: OnnxGraph) -> None:
+    for tensor, values in _computed(graph):
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        tensor.raw_data = values.tobytes()
 
 
 def check(model: ModelProto, original: ModelProto) -> None:
