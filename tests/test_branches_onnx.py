@@ -76,6 +76,18 @@ def test_a_repvgg_block_becomes_one_convolution(batch: int | str) -> None:
     onnx.checker.check_model(result.model)
 
 
+@pytest.mark.parametrize(("stride", "left"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+def test_branches_that_pad_by_themselves_merge_where_no_size_says_how_wide(
+    auto_pad: str, stride: int, left: int
+) -> None:
+    w = Writer()
+    a, b = (w.op("Conv", "x", w.tensor(4, 4, n, n), auto_pad=auto_pad, strides=[stride] * 2) for n in (3, 1))
+    result = fold(w.model(w.op("Add", w.norm(a), w.norm(b))), merge=True)
+    assert len(result.model.graph.node) == left
+    assert result.report.verification.ok
+
+
 def test_a_pooled_branch_and_a_stride_merge() -> None:
     w = Writer()
     pooled = w.op("AveragePool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, count_include_pad=1)

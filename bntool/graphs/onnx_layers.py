@@ -14,6 +14,8 @@ from bntool.graphs.windows import window
 
 #: the norm's default, which the format stores in float32
 EPSILON = float(np.float32(1e-5))
+#: `auto_pad` as a window says it; `pads` says how wide without it
+AUTO_PADS = {b"VALID": "valid", b"SAME_UPPER": "same", b"SAME_LOWER": "same"}
 NORM_INPUTS = ("input", "weight", "bias", "running mean", "running variance")
 
 
@@ -27,8 +29,7 @@ def conv(op: Op) -> Node | str:
     weight = op.const(1)
     if weight is None or (op.given(2) and op.const(2) is None):
         return f"its weight {op.origin_of(1)}" if weight is None else f"its bias {op.origin_of(2)}"
-    padded = any(op.attrs.get("pads", ())) or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    rank = len(weight.shape) - 2
+    padded, rank = is_padded(op, weight.shape[2:]), len(weight.shape) - 2
     kind = "conv" if op.proto.op_type == "Conv" else "conv_transpose"
     bias = op.const(2)
     if bias is not None and len(bias.shape) != 1:
@@ -40,12 +41,22 @@ def conv(op: Op) -> Node | str:
     return place(op, _with_bias_slot(op, op.with_params(node, weight=1, bias=2)), 1)
 
 
+def is_padded(op: Op, taps: Sequence[int]) -> bool:
+    """Whether its window may reach beyond its input."""
+    auto = AUTO_PADS.get(op.attrs.get("auto_pad", b""))
+    return any(op.attrs.get("pads", ())) if auto is None else auto == "same" and any(n > 1 for n in taps)
+
+
 def geometry(op: Op, taps: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The attributes of its window; none where its two sides are not padded alike."""
     pads = list(op.attrs.get("pads", [0] * (2 * len(taps))))
     before, behind = pads[: len(taps)], pads[len(taps) :]
-    if before != behind or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    strides, dilations = list(op.attrs.get("strides", [1])), list(op.attrs.get("dilations", [1]))
+    auto = AUTO_PADS.get(op.attrs.get("auto_pad", b""))
+    strided = auto == "same" and is_padded(op, taps) and any(stride != 1 for stride in strides)
+    if strided or (auto is None and before != behind):  # with strides its padding depends on sizes
         return {}
-    return window(taps, list(op.attrs.get("strides", [1])), before, list(op.attrs.get("dilations", [1])))
+    return window(taps, strides, auto or before, dilations)
 
 
 def _with_bias_slot(op: Op, node: Node) -> Node:
