@@ -145,6 +145,13 @@ def test_a_product_that_would_leave_half_precision_is_not_merged() -> None:
     assert len(fold(model, merge=True, verify=False).model.graph.node) == 2
 
 
+def test_values_may_have_any_name() -> None:
+    w = Writer()
+    model = w.model(w.op("Add", w.conv("x", 3), w.conv("x", 1)))
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "sum@2"
+    assert len(fold(model, merge=True).model.graph.node) == 1
+
+
 def test_branches_stay_unless_asked_for() -> None:
     w = Writer()
     result = fold(w.model(block(w, "x")))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from bntool.algebra.kernels import Kernel
-from bntool.graphs.base import Mergeable
+from bntool.graphs.base import Mergeable, Node
 from bntool.graphs.merged import merged_name, weighted
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin
@@ -27,8 +27,12 @@ def apply_merges(graph: OnnxGraph, merges: Sequence[Mergeable]) -> list[str]:
 
 def _writable(merge: Mergeable) -> bool:
     """Whether the layer's input and output are named values of one graph."""
-    at, base = origin(merge.at), origin(merge.base)
-    return at.scope == base.scope and "@" not in merge.at.name + merge.base.name
+    return origin(merge.at).scope == origin(merge.base).scope and all(map(_is_named, (merge.at, merge.base)))
+
+
+def _is_named(value: Node) -> bool:
+    """Not a part of what a node does."""
+    return value.kind == "input" or value.name in origin(value).proto.output
 
 
 def _apply(edit: Edit, merge: Mergeable) -> str:
