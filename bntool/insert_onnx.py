@@ -19,8 +19,8 @@ from bntool.errors import UsageError
 from bntool.fold_onnx import as_proto, input_shapes, like, room
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, origin, read
+from bntool.graphs.onnx_open import caller_inputs
 from bntool.graphs.onnx_scopes import unshadowed
-from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.feeds import Feeds, feeds_of
 from bntool.onnx_folding.folding import check

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from bntool.errors import RunError
+from bntool.graphs.onnx_open import caller_inputs, no_shape, open_sizes
 from bntool.graphs.onnx_precision import depth_of, step_of
-from bntool.graphs.onnx_shapes import caller_inputs, no_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 from bntool.onnx_folding.feeds import Feeds, feeds_of, larger_feeds
 from bntool.onnx_folding.sizes import Shapes
