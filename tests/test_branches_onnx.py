@@ -124,6 +124,21 @@ def test_products_merge_too(dims: tuple[int, ...], op: str, opset: int) -> None:
     onnx.checker.check_model(result.model)
 
 
+@pytest.mark.parametrize(("opset", "inputs"), [(9, 3), (13, 2)])
+def test_a_product_without_a_bias_gets_one_only_where_it_must(opset: int, inputs: int) -> None:
+    w = Writer()
+    zero = [w.tensor(1)] * (opset < 11)
+    for tensor in w.tensors:
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), tensor.name))
+    total = w.op("Add", w.op("Gemm", "x", w.tensor(4, 4), *zero), "x")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 4]) for name in ("x", total)]
+    graph = helper.make_graph(w.nodes, "product", ends[:1], ends[1:], w.tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    result = fold(made, merge=True)
+    assert [len(node.input) for node in result.model.graph.node] == [inputs]
+    assert result.report.verification.ok
+
+
 def test_a_norm_folds_into_a_large_layer_that_was_merged_before() -> None:
     w = Writer()
     flat = w.op("Flatten", w.norm("x"))

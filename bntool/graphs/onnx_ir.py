@@ -101,10 +101,14 @@ def origin(node: Node) -> Origin:
     return node.origin
 
 
+def opset_of(model: ModelProto) -> int:
+    return max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
+
+
 def read(model: ModelProto, store: Store, given: Mapping[str, Iterable[int]] | None = None) -> OnnxGraph:
     """The neutral graph of `model`. `given` are shapes for inputs whose sizes are open."""
     graph = OnnxGraph(model, store, is_static(model))
-    opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
+    opset = opset_of(model)
     blocked = overridable_inputs(model)
     sizes = open_sizes(model, given or {})
     inferred = _inferred(model, store, sizes)

@@ -13,7 +13,7 @@ from bntool.algebra.kernels import Kernel
 from bntool.graphs.base import Mergeable, Node
 from bntool.graphs.merged import merged_name, weighted
 from bntool.graphs.onnx_edit import Edit
-from bntool.graphs.onnx_ir import OnnxGraph, origin
+from bntool.graphs.onnx_ir import OnnxGraph, opset_of, origin
 from bntool.graphs.onnx_tensors import numpy_dtype
 
 
@@ -61,7 +61,8 @@ def _nodes(edit: Edit, merge: Mergeable, name: str, x: str, y: str) -> list[Node
     if kernel.rank:
         return [_conv(kernel, [x, tensor("weight", kernel.weight), *bias], y, name)]
     if origin(layer).proto.op_type == "Gemm":
-        bias = bias or [tensor("bias", kernel.bias)]  # which it had to have before opset 11
+        if not bias and opset_of(edit.graph.model) < 11:  # when it had to have one
+            bias = [tensor("bias", kernel.bias)]
         return [helper.make_node("Gemm", [x, tensor("weight", kernel.weight), *bias], [y], name, transB=1)]
     weight = tensor("weight", np.ascontiguousarray(kernel.weight.T))
     inner = edit.fresh(f"{y}_unshifted") if bias else y
