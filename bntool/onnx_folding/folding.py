@@ -17,7 +17,7 @@ from bntool.blame import complaint_about, first_wrong
 from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
 from bntool.graphs.onnx_scopes import unshadowed
-from bntool.graphs.onnx_tensors import Store, is_external, is_pending
+from bntool.graphs.onnx_tensors import Store, is_pending
 from bntool.onnx_folding.carry_out import carry_out
 from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
@@ -26,6 +26,7 @@ from bntool.plan import Plan
 from bntool.report.merges import Merged, norms_of
 from bntool.report.savings import Grown
 from bntool.rewriting import OutOfRange
+from bntool.sources.onnx_valid import insist_on_validity
 from bntool.sources.onnx_write import all_tensors, has_external_data, write
 from bntool.verify import Verification
 
@@ -148,21 +149,12 @@ def _store_computed(graph: OnnxGraph) -> None:
 
 
 def check(model: ModelProto, original: ModelProto) -> None:
-    """The result is valid ONNX if the original was; empty tensors stand in for those outside the message."""
+    """The result is valid ONNX if the original was."""
     try:
-        onnx.checker.check_model(_bare(model))
+        insist_on_validity(model)
     except onnx.checker.ValidationError as problem:
         try:
-            onnx.checker.check_model(_bare(original))
+            insist_on_validity(original)
         except onnx.checker.ValidationError:
             return
         raise AssertionError(f"folding made the model invalid: {problem}") from problem
-
-
-def _bare(model: ModelProto) -> ModelProto:
-    bare = ModelProto()
-    bare.CopyFrom(model)
-    for tensor in all_tensors(bare.graph):
-        if is_external(tensor):
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
-    return bare

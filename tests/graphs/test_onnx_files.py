@@ -243,6 +243,14 @@ def test_float64_is_compared_by_the_reference_evaluator_and_said(opset: int, tmp
     assert verification.smallest_tolerance < EXACT
 
 
+def test_an_output_need_not_say_its_shape(tmp_path: Path) -> None:
+    """Nor is it asked for where a model is loaded first, as for `fold` in Python."""
+    proto = two_layers()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    source = saved(proto, tmp_path / "a.onnx")
+    assert len(fold(str(source)).report.folded) == len(fold_file(source).folded) == 2
+
+
 def test_sizes_of_open_inputs_can_be_given(tmp_path: Path) -> None:
     proto = two_layers()
     for dim in (2, 3):
