@@ -11,6 +11,7 @@ from bntool.blame import Refold, checked
 from bntool.errors import UsageError
 from bntool.globs import listed
 from bntool.progress import Progress, silent
+from bntool.refused import refuse_others
 from bntool.report.folds import ADVICE, report_of
 from bntool.report.merges import norms_of, with_merged
 from bntool.result import FoldReport, Result
@@ -51,9 +52,7 @@ def fold(
         raise UsageError(f"there is no form {form!r}", where="form", next="Use 'module' or 'graph'.")
     model = load(str(model)) if isinstance(model, str | Path) else model
     keep, kind = listed(keep), kind_of(model)
-    if pad_values and kind != "module":
-        advice = "Fold the module it was exported from with form='graph', then export that."
-        raise UsageError("exported files keep their padding", where="pad_values", next=advice)
+    refuse_others(kind, {"split": split, "pad_values": pad_values})
     if kind == "onnx":
         from bntool.fold_onnx import fold_model, shapes_of
 
@@ -67,12 +66,6 @@ def fold(
             progress=progress,
         )
     if kind == "program":
-        if split:
-            raise UsageError(
-                "a torch.export program folds without splitting shared layers",
-                where="split",
-                next="Split the module it was exported from with form='graph', then export that.",
-            )
         from bntool.fold_exported import fold_program
 
         return fold_program(

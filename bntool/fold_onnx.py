@@ -11,7 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from bntool.errors import UsageError
-from bntool.graphs.onnx_shapes import caller_inputs
+from bntool.graphs.onnx_open import caller_inputs
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.folding import Folding
 from bntool.onnx_folding.given import dtypes_of, insist_that_they_fit

@@ -18,9 +18,9 @@ from onnx import ModelProto, load_model
 from bntool.errors import UsageError
 from bntool.fold_onnx import as_proto, input_shapes, like, room
 from bntool.graphs.onnx_edit import Edit
-from bntool.graphs.onnx_ir import OnnxGraph, origin, read
+from bntool.graphs.onnx_ir import OnnxGraph, opset_of, origin, read
+from bntool.graphs.onnx_open import caller_inputs
 from bntool.graphs.onnx_scopes import unshadowed
-from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import Store
 from bntool.onnx_folding.feeds import Feeds, feeds_of
 from bntool.onnx_folding.folding import check
@@ -155,7 +155,7 @@ def insert_model(
 
 
 def _refuse_old(model: ModelProto, where: str) -> None:
-    opset = max((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), default=1)
+    opset = opset_of(model)
     if opset < OLDEST_OPSET:
         advice = "Convert it with onnx.version_converter."
         raise UsageError(

@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bntool.algebra.affine import Array, Blocked, ChannelAffine
+from bntool.algebra.elementwise import LINES
+from bntool.algebra.moves import fit_together
 from bntool.algebra.norms import norm_map
 from bntool.attempts import ATTEMPTS, WHOLE
 from bntool.changes import Change, Constants, same
@@ -173,8 +175,14 @@ class _Planner:
         return norm.map if isinstance(norm.map, Blocked) else self._current(norm, call)
 
     def _misfits(self, call: Node) -> bool:
-        """Whether a norm is given what it has no statistics for. (Only asked where something is amiss.)"""
-        given = self.graph.shape(call.inputs[0]) if is_norm(call) and call.inputs else None
+        """Whether a norm is given what it has no statistics for, or a sum what does not line up.
+
+        (Only asked where something is amiss.)
+        """
+        sizes = [size for value in call.inputs if (size := self.graph.shape(value)) is not None]
+        if call.kind in LINES:
+            return not fit_together(sizes)
+        given = sizes[0] if is_norm(call) and sizes else None
         found = self.norms[call.owner].map if call.owner in self.norms else None
         return isinstance(found, ChannelAffine) and given is not None and given[1:2] != found.shape
 
@@ -186,7 +194,7 @@ class _Planner:
         except ValueError:  # maps that cannot be put together
             if not any(map(self._misfits, self.graph.nodes)):
                 raise
-            return Blocked("a norm has other channels than what it is given: the model would raise there")
+            return Blocked("sizes that do not fit meet on the way: give sizes that the model takes")
         if isinstance(found, Blocked):
             return found
         disagreed = self._agreed(found)

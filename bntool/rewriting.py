@@ -66,10 +66,10 @@ def rewrites(changes: Iterable[Change]) -> list[Rewrite]:
 
 
 def adds_bias(change: Change) -> bool:
-    """Whether a layer gets a bias that it did not have."""
+    """Whether a layer gets a bias that it did not have: one that comes out all zero is left out."""
     if change.node.kind not in LINEAR or change.node.kind == "embedding" or "bias" in change.node.params:
         return False
-    return any(m is not None and m.shifts for m in (change.pre, change.post))
+    return bool(_bias(change, change.node.params["weight"]))
 
 
 def rewrites_of(change: Change) -> list[Rewrite]:

@@ -76,6 +76,18 @@ def test_a_repvgg_block_becomes_one_convolution(batch: int | str) -> None:
     onnx.checker.check_model(result.model)
 
 
+@pytest.mark.parametrize(("stride", "left"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+def test_branches_that_pad_by_themselves_merge_where_no_size_says_how_wide(
+    auto_pad: str, stride: int, left: int
+) -> None:
+    w = Writer()
+    a, b = (w.op("Conv", "x", w.tensor(4, 4, n, n), auto_pad=auto_pad, strides=[stride] * 2) for n in (3, 1))
+    result = fold(w.model(w.op("Add", w.norm(a), w.norm(b))), merge=True)
+    assert len(result.model.graph.node) == left
+    assert result.report.verification.ok
+
+
 def test_a_pooled_branch_and_a_stride_merge() -> None:
     w = Writer()
     pooled = w.op("AveragePool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, count_include_pad=1)
@@ -142,6 +154,21 @@ def test_products_merge_too(dims: tuple[int, ...], op: str, opset: int) -> None:
     onnx.checker.check_model(result.model)
 
 
+@pytest.mark.parametrize(("opset", "inputs"), [(9, 3), (13, 2)])
+def test_a_product_without_a_bias_gets_one_only_where_it_must(opset: int, inputs: int) -> None:
+    w = Writer()
+    zero = [w.tensor(1)] * (opset < 11)
+    for tensor in w.tensors:
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), tensor.name))
+    total = w.op("Add", w.op("Gemm", "x", w.tensor(4, 4), *zero), "x")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 4]) for name in ("x", total)]
+    graph = helper.make_graph(w.nodes, "product", ends[:1], ends[1:], w.tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    result = fold(made, merge=True)
+    assert [len(node.input) for node in result.model.graph.node] == [inputs]
+    assert result.report.verification.ok
+
+
 def test_a_norm_folds_into_a_large_layer_that_was_merged_before() -> None:
     w = Writer()
     flat = w.op("Flatten", w.norm("x"))
@@ -161,6 +188,13 @@ def test_a_product_that_would_leave_half_precision_is_not_merged() -> None:
     graph = helper.make_graph(w.nodes, "large", ends[:1], ends[1:], w.tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     assert len(fold(model, merge=True, verify=False).model.graph.node) == 2
+
+
+def test_values_may_have_any_name() -> None:
+    w = Writer()
+    model = w.model(w.op("Add", w.conv("x", 3), w.conv("x", 1)))
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "sum@2"
+    assert len(fold(model, merge=True).model.graph.node) == 1
 
 
 def test_branches_stay_unless_asked_for() -> None:

@@ -30,6 +30,7 @@ FLOORS = (
             "fold_onnx",
             "fold_exported",
             "fold_graph",
+            "refused",
             "rounding",
             "merging",
             "padding",

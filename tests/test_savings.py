@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import pytest
@@ -13,6 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 import bntool
+from bntool.fold_onnx import fold_file
 from bntool.result import FoldReport
 from tests.random_norms import has_statistics, randomise_norms
 
@@ -82,6 +84,12 @@ class Branches(nn.Module):
         return self.alone(self.narrow(self.wide(self.last(y).relu())).relu()).relu()
 
 
+def idle(layer: nn.Module) -> nn.Module:
+    """Whose weight is zero."""
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "bias-free": lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
     "biased": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
@@ -91,6 +99,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "scale after, shift before": lambda: nn.Sequential(
         nn.Conv2d(4, 4, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False)
+    ),
+    "a bias of zeros": lambda: nn.Sequential(
+        nn.Tanh(), nn.BatchNorm2d(4), idle(nn.Conv2d(4, 4, 1, bias=False))
     ),
     "shared": Shared,
     "shared linear": SharedLinear,
@@ -255,10 +266,12 @@ def file_bytes(proto: ModelProto) -> int:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_file_loses_what_the_report_says(name: str) -> None:
+def test_a_file_loses_what_the_report_says(name: str, tmp_path: Path) -> None:
     model = made(name)
     proto = exported(model)
     result = bntool.fold(proto)
+    onnx.save(proto, tmp_path / "a.onnx")
+    assert said(fold_file(tmp_path / "a.onnx", verify=False)) == said(result.report)
     before, after = file_bytes(proto), file_bytes(result.model)
     kept = norm_macs(bntool.fold(model, X).model)
     assert said(result.report)[1:] == (before - after, norm_macs(model) - kept)

@@ -6,7 +6,7 @@ which a map does not vary are kept at size 1, so that the result reads as "per c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,15 @@ def _constant_along(values: Array, axis: int, free: bool) -> Array | None:
     low = np.fmin.reduce(values, axis, keepdims=True)
     high = np.fmax.reduce(values, axis, keepdims=True)
     return low if np.array_equal(low, high, equal_nan=True) else None
+
+
+def fit_together(sizes: Iterable[Sequence[int]]) -> bool:
+    """Whether values of these sizes can be added."""
+    try:
+        np.broadcast_shapes(*map(tuple, sizes))
+    except ValueError:
+        return False
+    return True
 
 
 def unbroadcast(m: ChannelAffine, sizes: Sequence[int]) -> ChannelAffine | Blocked:

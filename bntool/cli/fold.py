@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bntool.cli import common, delivery, screen
+from bntool.refused import refuse_others
 
 if TYPE_CHECKING:
     from bntool.result import FoldEntry, FoldReport, MergedLayer
@@ -48,7 +49,8 @@ def fold(
 
     The result is compared with the original and written only if it computes the same (else exit code 6).
     """
-    if model.endswith(".onnx") and weights is None and not pad_values:
+    if model.endswith(".onnx") and weights is None:
+        refuse_others("onnx", {"--split": split, "--pad-values": pad_values})
         target = None if dry_run else output
         report = _fold_onnx(
             model, output, target, inputs, keep, merge=merge, check=check, tolerance=tolerance, force=force

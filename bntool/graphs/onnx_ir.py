@@ -21,6 +21,7 @@ from bntool.graphs.onnx_constants import Const, evaluate, initialisers, overrida
 from bntool.graphs.onnx_kinds import KINDS
 from bntool.graphs.onnx_movement import split
 from bntool.graphs.onnx_op import Op, Origin, made_by
+from bntool.graphs.onnx_open import open_sizes
 from bntool.graphs.onnx_ranks import ranks_of
 from bntool.graphs.onnx_scopes import Scope, own_names, subgraphs
 from bntool.graphs.onnx_shapes import (
@@ -29,7 +30,6 @@ from bntool.graphs.onnx_shapes import (
     infer,
     infer_inner,
     is_static,
-    open_sizes,
     told,
     types_of,
     unsized,

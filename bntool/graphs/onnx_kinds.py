@@ -15,6 +15,7 @@ from bntool.graphs.onnx_layers import (
     conv,
     gemm,
     geometry,
+    is_padded,
     layer_norm,
     matmul,
 )
@@ -75,10 +76,10 @@ def _max_pool(op: Op) -> Node | str:
 
 
 def _average_pool(op: Op) -> Node | str:
-    padded = any(op.attrs.get("pads", ())) or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    counted = bool(op.attrs.get("count_include_pad", 0)) and (padded or bool(op.attrs.get("ceil_mode", 0)))
-    node = op.node("avg_pool", op.value(0), dims=_window(op), counts_padding=counted)
     taps = tuple(op.attrs["kernel_shape"])
+    beyond = is_padded(op, taps) or bool(op.attrs.get("ceil_mode", 0))
+    counted = bool(op.attrs.get("count_include_pad", 0)) and beyond
+    node = op.node("avg_pool", op.value(0), dims=_window(op), counts_padding=counted)
     node.attrs |= {} if op.attrs.get("ceil_mode", 0) else {"kernel_size": taps, **geometry(op, taps)}
     return node
 

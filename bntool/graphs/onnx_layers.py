@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from bntool.graphs.windows import window
 
 #: the norm's default, which the format stores in float32
 EPSILON = float(np.float32(1e-5))
+#: `auto_pad` as a window says it; `pads` says how wide without it
+AUTO_PADS = {b"VALID": "valid", b"SAME_UPPER": "same", b"SAME_LOWER": "same"}
 NORM_INPUTS = ("input", "weight", "bias", "running mean", "running variance")
 
 
@@ -26,8 +29,7 @@ def conv(op: Op) -> Node | str:
     weight = op.const(1)
     if weight is None or (op.given(2) and op.const(2) is None):
         return f"its weight {op.origin_of(1)}" if weight is None else f"its bias {op.origin_of(2)}"
-    padded = any(op.attrs.get("pads", ())) or op.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    rank = len(weight.shape) - 2
+    padded, rank = is_padded(op, weight.shape[2:]), len(weight.shape) - 2
     kind = "conv" if op.proto.op_type == "Conv" else "conv_transpose"
     bias = op.const(2)
     if bias is not None and len(bias.shape) != 1:
@@ -39,15 +41,22 @@ def conv(op: Op) -> Node | str:
     return place(op, _with_bias_slot(op, op.with_params(node, weight=1, bias=2)), 1)
 
 
+def is_padded(op: Op, taps: Sequence[int]) -> bool:
+    """Whether its window may reach beyond its input."""
+    auto = AUTO_PADS.get(op.attrs.get("auto_pad", b""))
+    return any(op.attrs.get("pads", ())) if auto is None else auto == "same" and any(n > 1 for n in taps)
+
+
 def geometry(op: Op, taps: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The attributes of its window; none where its two sides are not padded alike."""
     pads = list(op.attrs.get("pads", [0] * (2 * len(taps))))
     before, behind = pads[: len(taps)], pads[len(taps) :]
-    strides, dilations = (list(op.attrs.get(name, [1])) for name in ("strides", "dilations"))
-    chosen = op.attrs.get("auto_pad", b"NOTSET")
-    same = chosen in (b"SAME_UPPER", b"SAME_LOWER") and all(step == 1 for step in strides)
-    if before != behind or not (same or chosen in (b"NOTSET", b"VALID")):
+    strides, dilations = list(op.attrs.get("strides", [1])), list(op.attrs.get("dilations", [1]))
+    auto = AUTO_PADS.get(op.attrs.get("auto_pad", b""))
+    strided = auto == "same" and is_padded(op, taps) and any(stride != 1 for stride in strides)
+    if strided or (auto is None and before != behind):  # with strides its padding depends on sizes
         return {}
-    return window(taps, strides, "same" if same else before, dilations)
+    return window(taps, strides, auto or before, dilations)
 
 
 def _with_bias_slot(op: Op, node: Node) -> Node:
@@ -117,7 +126,8 @@ def _keeps_rows(a: Node) -> bool:
 
 def batch_norm(op: Op) -> Node | str:
     read = [op.value(port) for port in (0, *_computed(op, 1, 2, 3, 4))]
-    node = op.node("batch_norm", *read, eps=float(op.attrs.get("epsilon", EPSILON)), training=_trains(op))
+    training = trains(op.opset, op.attrs, op.proto.output)
+    node = op.node("batch_norm", *read, eps=float(op.attrs.get("epsilon", EPSILON)), training=training)
     node.attrs["rank"] = op.rank()
     node = op.with_params(node, weight=1, bias=2, mean=3, var=4)
     node.pinned = _why_fixed(op, op.rank())
@@ -146,15 +156,15 @@ def _why_fixed(op: Op, rank: int | None) -> str:
     return ""
 
 
-def _trains(op: Op) -> bool:
+def trains(opset: int, attrs: Mapping[str, Any], outputs: Sequence[str]) -> bool:
     """Opsets 1 and 6 have `is_test` (0 unless given); up to 13 it trains if it gives statistics out, read or
     not; then there is `training_mode`.
     """
-    if op.opset < 7:
-        return not op.attrs.get("is_test", 0)
-    if op.opset < 14:
-        return any(op.proto.output[1:])
-    return bool(op.attrs.get("training_mode", 0))
+    if opset < 7:
+        return not attrs.get("is_test", 0)
+    if opset < 14:
+        return any(outputs[1:])
+    return bool(attrs.get("training_mode", 0))
 
 
 def channel_norm(op: Op) -> Node | str:
@@ -170,9 +180,9 @@ def layer_norm(op: Op) -> Node | str:
         return "the graph reads its statistics"
     if _computed(op, 1, 2):
         return "its weight or bias is computed in the graph"
-    weight = op.const(1)
-    node = op.node("layer_norm", op.value(0), normalized=len(weight.shape) if weight is not None else 0)
-    return op.with_params(node, weight=1, bias=2)
+    axis, rank = int(op.attrs.get("axis", -1)), op.rank()
+    normalized = -axis if axis < 0 else 0 if rank is None else rank - axis  # its weight may have fewer
+    return op.with_params(op.node("layer_norm", op.value(0), normalized=normalized), weight=1, bias=2)
 
 
 def bias_of_matmul(op: Op) -> Node | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from bntool.algebra.kernels import Kernel, without_padding
-from bntool.graphs.base import Mergeable
+from bntool.graphs.base import Mergeable, Node
 from bntool.graphs.merged import merged_name, weighted
 from bntool.graphs.onnx_edit import Edit
 from bntool.graphs.onnx_ir import OnnxGraph, opset_of, origin
@@ -30,8 +30,12 @@ def apply_merges(graph: OnnxGraph, merges: Sequence[Mergeable]) -> list[str]:
 
 def _writable(merge: Mergeable) -> bool:
     """Whether the layer's input and output are named values of one graph."""
-    at, base = origin(merge.at), origin(merge.base)
-    return at.scope == base.scope and "@" not in merge.at.name + merge.base.name
+    return origin(merge.at).scope == origin(merge.base).scope and all(map(_is_named, (merge.at, merge.base)))
+
+
+def _is_named(value: Node) -> bool:
+    """Not a part of what a node does."""
+    return value.kind == "input" or value.name in origin(value).proto.output
 
 
 def _apply(edit: Edit, merge: Mergeable) -> str:
@@ -63,7 +67,8 @@ def _nodes(edit: Edit, merge: Mergeable, name: str, x: str, y: str) -> list[Node
             x, kernel = pads[0].output[0], without_padding(kernel)
         return [*pads, _conv(kernel, [x, tensor("weight", kernel.weight), *bias], y, name)]
     if origin(layer).proto.op_type == "Gemm":
-        bias = bias or [tensor("bias", kernel.bias)]  # which it had to have before opset 11
+        if not bias and opset_of(edit.graph.model) < 11:  # when it had to have one
+            bias = [tensor("bias", kernel.bias)]
         return [helper.make_node("Gemm", [x, tensor("weight", kernel.weight), *bias], [y], name, transB=1)]
     weight = tensor("weight", np.ascontiguousarray(kernel.weight.T))
     inner = edit.fresh(f"{y}_unshifted") if bias else y

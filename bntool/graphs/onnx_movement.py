@@ -132,7 +132,8 @@ def pad(op: Op) -> Node | str:
         return "it crops"
     half = len(pads) // 2
     widths = [(0, 0)] * rank
-    for axis, before, after in zip(axes or range(rank), pads[:half], pads[half:], strict=True):
+    padded = range(rank) if axes is None else axes
+    for axis, before, after in zip(padded, pads[:half], pads[half:], strict=True):
         widths[axis] = (int(before), int(after))
     mode = op.attrs.get("mode", b"constant").decode()
     return op.node("pad", op.value(0), widths=tuple(widths), mode=mode, value=float(value))

@@ -199,6 +199,27 @@ def _mod(args: Args) -> list[Tensor]:
     return _arithmetic(np.fmod if args.attrs.get("fmod") else np.mod)(args)
 
 
+def _plain(function: Callable[..., Any]) -> Op:
+    return lambda args: [np.asarray(function(*args.inputs))]
+
+
+def _reduction(function: Callable[..., Tensor]) -> Op:
+    """Over no axes it does nothing if it says so, else over all of them."""
+
+    def apply(args: Args) -> list[Tensor]:
+        axes, keep = args.ints("axes", 1), bool(args.attrs.get("keepdims", 1))
+        if not axes and args.attrs.get("noop_with_empty_axes"):
+            return [args.x]
+        result = function(args.x, tuple(axes) if axes else None, keepdims=keep)
+        return [np.asarray(result).astype(args.x.dtype)]
+
+    return apply
+
+
+def _length(x: Tensor, axes: tuple[int, ...] | None, *, keepdims: bool) -> Tensor:
+    return np.asarray(np.sqrt(np.sum(np.square(x), axes, keepdims=keepdims)))
+
+
 #: op -> its values moved to other places, some left out, some repeated; nothing computed
 LAYOUT: dict[str, Op] = {
     "Reshape": _reshaped(_reshape),
@@ -231,4 +252,9 @@ EVALUATED: dict[str, Op] = {
     "Neg": _arithmetic(np.negative),
     "Sqrt": _arithmetic(np.sqrt),
     "Reciprocal": _arithmetic(np.reciprocal),
+    "ReduceL2": _reduction(_length),
+    "ReduceMean": _reduction(np.mean),
+    "ReduceSum": _reduction(np.sum),
+    "Equal": _plain(np.equal),
+    "Where": _plain(np.where),
 }

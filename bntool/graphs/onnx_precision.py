@@ -9,8 +9,8 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
 from bntool.graphs.onnx_ir import captured
+from bntool.graphs.onnx_open import caller_inputs
 from bntool.graphs.onnx_scopes import subgraphs
-from bntool.graphs.onnx_shapes import caller_inputs
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 
 #: nodes whose sums round: their number is the depth of a graph

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count, takewhile
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorShapeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, ValueInfoProto
 
-#: the size a dynamic dimension stands for: the first dimension (a batch), images, and anything else
-BATCH, SPATIAL, LENGTH = 2, 96, 16
+from bntool.graphs.onnx_open import input_shape, is_fixed, open_sizes
 
 Sizes = tuple[int, ...] | None
 
@@ -42,74 +40,6 @@ class Types:
     def rank(self, name: str) -> int | None:
         shape = self.of(name).shape
         return self.ranks.get(name) if shape is None else len(shape)
-
-
-def open_sizes(model: ModelProto, given: Mapping[str, Iterable[int]]) -> dict[str, int]:
-    """Every open dimension of the inputs -> the size it stands for; `given` input shapes come first."""
-    sizes: dict[str, int] = {}
-    for value in model.graph.input:
-        shape = tuple(given.get(value.name, ()))
-        names = open_names(value, shape)
-        for place, size in enumerate(shape):
-            if place in names:
-                sizes.setdefault(names[place], size)
-    for value in model.graph.input:
-        for place, name in open_names(value).items():
-            sizes.setdefault(name, _stand_in(place, len(value.type.tensor_type.shape.dim)))
-    return sizes
-
-
-def open_names(value: ValueInfoProto, given: Sequence[int] = ()) -> dict[int, str]:
-    """What the open dimensions of an input are called in `open_sizes`, by place.
-
-    Where the model says nothing of its shape they are those of the `given` one.
-    """
-    if no_shape(value):
-        return {place: _name(value, place) for place in range(len(given))}
-    dims = enumerate(value.type.tensor_type.shape.dim)
-    return {place: dim.dim_param or _name(value, place) for place, dim in dims if not _fixed(dim)}
-
-
-def batch_names(inputs: Iterable[ValueInfoProto]) -> set[str]:
-    """Of the open dimensions those that are the first of an input."""
-    return {names[0] for names in map(open_names, inputs) if 0 in names}
-
-
-def _name(value: ValueInfoProto, place: int) -> str:
-    """A dimension without a name is called after its place."""
-    return f"{value.name}[{place}]"
-
-
-def no_shape(value: ValueInfoProto) -> bool:
-    return not value.type.tensor_type.HasField("shape")
-
-
-def _fixed(dim: TensorShapeProto.Dimension) -> bool:
-    """Some exporters write -1 where a size is open."""
-    return bool(dim.HasField("dim_value") and dim.dim_value >= 0)
-
-
-def _stand_in(place: int, rank: int) -> int:
-    if place == 0:
-        return BATCH
-    return SPATIAL if rank == 4 and place >= 2 else LENGTH
-
-
-def caller_inputs(model: ModelProto) -> list[ValueInfoProto]:
-    """The inputs that a caller has to give: old files list their initialisers among the inputs too."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in stored]
-
-
-def input_shape(value: ValueInfoProto, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A concrete shape for a graph input; () also where nothing is known of it."""
-    dims, names = value.type.tensor_type.shape.dim, open_names(value)
-    if no_shape(value):
-        return tuple(takewhile(bool, (sizes.get(_name(value, place), 0) for place in count())))
-    return tuple(
-        sizes.get(names[place], _stand_in(place, len(dims))) if place in names else dim.dim_value
-        for place, dim in enumerate(dims)
-    )
 
 
 def infer(model: ModelProto, sizes: Mapping[str, int], known: Iterable[ValueInfoProto] = ()) -> ModelProto:
@@ -196,7 +126,7 @@ def _bind(value: ValueInfoProto, sizes: Mapping[str, int]) -> bool:
 
 def _complete(value: ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return tensor.HasField("shape") and all(map(_fixed, tensor.shape.dim))
+    return tensor.HasField("shape") and all(map(is_fixed, tensor.shape.dim))
 
 
 def unsized(graph: GraphProto) -> int:

@@ -14,7 +14,7 @@ from onnx import AttributeProto, NodeProto
 from bntool.algebra.affine import Array
 from bntool.graphs.base import Node
 from bntool.graphs.onnx_edit import Edit
-from bntool.graphs.onnx_ir import OnnxGraph, origin
+from bntool.graphs.onnx_ir import OnnxGraph, opset_of, origin
 from bntool.graphs.onnx_op import Slot
 from bntool.graphs.onnx_scopes import Scope
 from bntool.graphs.onnx_tensors import numpy_dtype
@@ -116,8 +116,7 @@ def _may_drop(edit: Edit, slot: Slot) -> bool:
     """A norm has to have its bias; before opset 11 a Gemm had to have its C."""
     if slot.proto.op_type == "BatchNormalization":
         return False
-    versions = [o.version for o in edit.graph.model.opset_import if o.domain in ("", "ai.onnx")]
-    return slot.port >= 0 and (slot.proto.op_type != "Gemm" or max(versions, default=1) >= 11)
+    return slot.port >= 0 and (slot.proto.op_type != "Gemm" or opset_of(edit.graph.model) >= 11)
 
 
 def _identity(rewrite: Rewrite, slot: Slot, dtype: np.dtype[Any]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import UsageError
-from bntool.graphs.onnx_shapes import batch_names, caller_inputs, input_shape, open_names, open_sizes
+from bntool.graphs.onnx_open import batch_names, caller_inputs, input_shape, open_names, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 from bntool.onnx_folding.sizes import Shapes, larger
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, inliner
 
 from bntool.agreed import agreed_plan
@@ -14,7 +17,7 @@ from bntool.blame import complaint_about, first_wrong
 from bntool.errors import VerificationError
 from bntool.graphs.onnx_ir import OnnxGraph, read
 from bntool.graphs.onnx_scopes import unshadowed
-from bntool.graphs.onnx_tensors import Store, is_external, is_pending
+from bntool.graphs.onnx_tensors import Store, is_pending
 from bntool.onnx_folding.carry_out import carry_out
 from bntool.onnx_folding.merging import merge_branches
 from bntool.onnx_folding.reference import Reference
@@ -23,6 +26,7 @@ from bntool.plan import Plan
 from bntool.report.merges import Merged, norms_of
 from bntool.report.savings import Grown
 from bntool.rewriting import OutOfRange
+from bntool.sources.onnx_valid import insist_on_validity
 from bntool.sources.onnx_write import all_tensors, has_external_data, write
 from bntool.verify import Verification
 
@@ -59,34 +63,24 @@ class Folding:
         self.model = unshadowed(self.model)
 
     def plan(self) -> Plan:
-        """What `write` would do; with merged branches there is nothing to plan on but a merged copy."""
-        if self.merge:
-            return self.in_memory()[1]
-        self.graph = read(self.model, Store(self.path), self.shapes)
-        return self._planned_for_all_sizes()
+        """What `write` would do: new weights are computed, as they may leave their dtype's range."""
+        return self._within_range(lambda graph: deque(_computed(graph), 0))
 
     def write(self, target: Path) -> Plan:
         """Write a folded copy; a norm with which new weights leave their dtype's range stays."""
-        while True:
-            try:
-                graph = self._attempt()
-                write(graph.model, graph.store, target, outside=has_external_data(self.model))
-                return self.planned
-            except OutOfRange as problem:
-                self.barred[self.planned.to_blame(problem)] = problem.reason
+        outside = has_external_data(self.model)
+        return self._within_range(lambda graph: write(graph.model, graph.store, target, outside=outside))
 
     def in_memory(self) -> tuple[ModelProto, Plan]:
         """The same as a message that holds all that was computed."""
+        plan = self._within_range(_store_computed)
+        return self.graph.model, plan
+
+    def _within_range(self, use: Callable[[OnnxGraph], object]) -> Plan:
         while True:
             try:
-                graph = self._attempt()
-                for tensor in all_tensors(graph.model.graph):
-                    if is_pending(tensor):
-                        values = graph.store.array(tensor).tobytes()
-                        tensor.ClearField("external_data")
-                        tensor.ClearField("data_location")
-                        tensor.raw_data = values
-                return graph.model, self.planned
+                use(self._attempt())
+                return self.planned
             except OutOfRange as problem:
                 self.barred[self.planned.to_blame(problem)] = problem.reason
 
@@ -141,22 +135,26 @@ class Folding:
         return [*norms_of(self.merged), *self.planned.names]
 
 
+def _computed(graph: OnnxGraph) -> Iterator[tuple[TensorProto, NDArray[Any]]]:
+    """The tensors that are computed when they are read, each with its values."""
+    pending = [tensor for tensor in all_tensors(graph.model.graph) if is_pending(tensor)]
+    return ((tensor, graph.store.array(tensor)) for tensor in pending)
+
+
+def _store_computed(graph: OnnxGraph) -> None:
+    for tensor, values in _computed(graph):
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        tensor.raw_data = values.tobytes()
+
+
 def check(model: ModelProto, original: ModelProto) -> None:
-    """The result is valid ONNX if the original was; empty tensors stand in for those outside the message."""
+    """The result is valid ONNX if the original was."""
     try:
-        onnx.checker.check_model(_bare(model))
+        insist_on_validity(model)
     except onnx.checker.ValidationError as problem:
         try:
-            onnx.checker.check_model(_bare(original))
+            insist_on_validity(original)
         except onnx.checker.ValidationError:
             return
         raise AssertionError(f"folding made the model invalid: {problem}") from problem
-
-
-def _bare(model: ModelProto) -> ModelProto:
-    bare = ModelProto()
-    bare.CopyFrom(model)
-    for tensor in all_tensors(bare.graph):
-        if is_external(tensor):
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
-    return bare

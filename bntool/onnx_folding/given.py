@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnx import ModelProto, ValueInfoProto
 
 from bntool.errors import UsageError
-from bntool.graphs.onnx_shapes import caller_inputs, no_shape, open_names
+from bntool.graphs.onnx_open import caller_inputs, no_shape, open_names
 from bntool.graphs.onnx_tensors import dtype_name
 from bntool.onnx_folding.sizes import Shapes
 from bntool.sources.inputs import InputSpec

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from bntool.errors import RunError
+from bntool.graphs.onnx_open import caller_inputs, no_shape, open_sizes
 from bntool.graphs.onnx_precision import depth_of, step_of
-from bntool.graphs.onnx_shapes import caller_inputs, no_shape, open_sizes
 from bntool.graphs.onnx_tensors import FLOATS, numpy_dtype
 from bntool.onnx_folding.feeds import Feeds, feeds_of, larger_feeds
 from bntool.onnx_folding.sizes import Shapes
@@ -178,14 +178,14 @@ def by_runtime(runnable: Runnable) -> Engine:
 
 def by_evaluator(runnable: Runnable | ModelProto) -> Engine:
     """Raises: RunError, then or when called."""
-    from onnx.reference import ReferenceEvaluator
+    from bntool.onnx_folding.evaluator import evaluator
 
     with _evaluating():
-        evaluator = ReferenceEvaluator(str(runnable) if isinstance(runnable, Path) else runnable)
+        session = evaluator(str(runnable) if isinstance(runnable, Path) else runnable)
 
     def run(feeds: Feeds) -> list[Any]:
         with _evaluating():
-            return list(evaluator.run(None, feeds))
+            return list(session.run(None, feeds))
 
     return run
 

@@ -13,8 +13,16 @@ from bntool.agreed import OTHER_BATCHES
 from bntool.graphs.base import Node
 from bntool.graphs.onnx_constants import attributes
 from bntool.graphs.onnx_ir import OnnxGraph, origin, read
+from bntool.graphs.onnx_open import (
+    SPATIAL,
+    batch_names,
+    caller_inputs,
+    input_shape,
+    open_names,
+    open_sizes,
+    said_by_layers,
+)
 from bntool.graphs.onnx_scopes import Scope
-from bntool.graphs.onnx_shapes import SPATIAL, batch_names, caller_inputs, input_shape, open_names, open_sizes
 
 Shapes = Mapping[str, Iterable[int]]
 OTHER_SIZES = "its map would have to go elsewhere for other sizes than those assumed (--input gives yours)"
@@ -28,7 +36,7 @@ def larger(model: ModelProto, given: Shapes) -> dict[str, int] | None:
     """Sizes of the open dimensions, larger where nobody gave them, but for batches; None if none would be."""
     sizes, inputs = open_sizes(model, given), caller_inputs(model)
     said = {name for value in inputs if value.name in given for name in _names(value, given)}
-    free = sizes.keys() - said - batch_names(inputs)
+    free = sizes.keys() - said - batch_names(inputs) - said_by_layers(model).keys()
     return {**sizes, **{n: LARGER.get(sizes[n], 2 * sizes[n]) for n in free}} if free else None
 
 

@@ -23,14 +23,21 @@ def open_onnx(ref: FileRef, trust: bool) -> Loaded:
 
 
 def read(path: Path) -> Any:
-    import onnx
     import onnx_ir
+
+    from bntool.graphs.onnx_tensors import Store, is_external
+    from bntool.sources.onnx_valid import insist_on_validity
+    from bntool.sources.onnx_wire import read_skeleton
+    from bntool.sources.onnx_write import all_tensors
 
     with _invalid(path):
         model = onnx_ir.load(path)
     check_external_data(model, path)
+    skeleton, store = read_skeleton(path), Store(path)
+    for tensor in filter(is_external, all_tensors(skeleton.graph)):
+        store.span(tensor)
     with _invalid(path):
-        onnx.checker.check_model(str(path))
+        insist_on_validity(skeleton)
     return model
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bntool
-from bntool.errors import BntoolError
+from bntool.errors import BntoolError, UsageError
 from tests.cli.conftest import ROOT, Run
 
 NAMES = sorted(path.stem for path in (ROOT / "sample_models").glob("*.py"))
@@ -126,6 +126,14 @@ def test_a_damaged_model_fails_verification_with_exit_code_6(run: Run) -> None:
     done = run("verify", good[0], "bad", *good[1:], code=6)
     assert "different: " in done.out
     assert "smallest tolerance that would pass" in done.out
+
+
+def test_options_for_modules_alone_are_refused_by_name(run: Run) -> None:
+    run("export", ref("resnet"), "--no-fold", "-o", "m.onnx")
+    for option in ("--split", "--pad-values"):
+        assert run("fold", "m.onnx", option, code=2).err.startswith(f"error: {option}: ")
+        with pytest.raises(UsageError, match=option[2:].replace("-", "_")):
+            bntool.fold("m.onnx", form="graph", **{option[2:].replace("-", "_"): True})
 
 
 def test_the_same_random_weights_in_every_command(run: Run) -> None:

@@ -37,6 +37,27 @@ def test_constants_as_nodes_chains_and_initialisers() -> None:
     assert len(proto.graph.initializer) == 2
 
 
+def test_a_weight_that_is_normalised_in_the_graph() -> None:
+    """Weight normalisation, by exporters that do not evaluate a ReduceL2."""
+    length = node("ReduceL2", "v axes", "length")
+    nodes = [length, node("Div", "v length", "u"), node("Mul", "g u", "w"), node("Conv", "x w", "y")]
+    weights = {"v": weight(4, 3, 1, 1), "g": weight(4, 1, 1, 1), "axes": np.array([1, 2, 3])}
+    made = model([*nodes, norm("y", "z")], {"x": [N, 3, 4, 4]}, ["z"], {**weights, **norm_weights(4)})
+    assert [n.op_type for n in folded(made)[0].graph.node] == ["Conv"]
+
+
+def test_the_sizes_of_an_expansion_of_which_some_stay() -> None:
+    """`expand(-1, -1, 3, 3)`, as torch's older exporter writes it."""
+    nodes = [
+        node("Conv", "x w", "y"), node("GlobalAveragePool", "y", "p"), node("Shape", "wanted", "rank"),
+        helper.make_node("ConstantOfShape", ["rank"], ["ones"], value=numpy_helper.from_array(np.array([1]))),
+        node("Mul", "ones less", "marks"), node("Equal", "wanted marks", "stays"),
+        node("Where", "stays ones wanted", "sizes"), node("Expand", "p sizes", "e"), norm("e", "z"),
+    ]  # fmt: skip
+    weights = {"w": weight(4, 3, 1, 1), "less": np.array(-1), "wanted": np.array([-1, -1, 3, 3])}
+    assert not reasons(folded(model(nodes, {"x": [N, 3, 4, 4]}, ["z"], {**weights, **norm_weights(4)}))[1])
+
+
 def test_a_computed_weight_is_no_constant() -> None:
     nodes = [node("Mul", "w s", "v"), node("Conv", "x v", "y"), norm("y", "z")]
     weights = {"w": weight(4, 3, 1, 1), **norm_weights(4)}

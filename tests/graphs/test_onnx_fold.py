@@ -179,6 +179,14 @@ def test_zero_padding_hides_a_shift_but_not_a_scale() -> None:
     assert len(report.folded) == 1
 
 
+@pytest.mark.parametrize(("taps", "goes"), [(1, True), (3, False)])
+def test_what_pads_by_itself_pads_nothing_for_one_tap(taps: int, goes: bool) -> None:
+    nodes = [norm("x", "y"), node("Conv", "y w", "z", auto_pad="SAME_UPPER", strides=[2, 2])]
+    weights = {"w": weight(4, 3, taps, taps), **norm_weights(3)}
+    made = model(nodes, {"x": [N, 3, 5, 6]}, ["z"], weights, dtype="float32", opset=20)
+    assert bool(by_runtime(made)[1].folded) == goes
+
+
 @pytest.mark.parametrize(("taps", "stride"), [(1, 1), (2, 2), (3, 1), (1, 2)])
 def test_only_a_pointwise_transposed_convolution_takes_a_shift_in_front(taps: int, stride: int) -> None:
     """Elsewhere its places get different numbers of taps, or different ones; a scale is always exact."""

@@ -95,6 +95,20 @@ def test_images_with_channels_last_are_stretched(mode: str, by: str) -> None:
     assert len(report.folded) == 1
 
 
+@pytest.mark.parametrize(("axis", "stays"), [(1, 1), (-1, 0), (3, 0)])
+def test_a_layer_norm_takes_the_mean_of_its_axes_off_and_not_of_its_weights(axis: int, stays: int) -> None:
+    """Of a shift that differs between channels only that over the last dimension alone sees nothing."""
+    nodes = [norm("x", "y", epsilon=0.0), node("LayerNormalization", "y s", "z", axis=axis)]
+    shift = norm_weights(3) | {"bn.weight": np.ones(3), "bn.running_var": np.ones(3)}
+    assert left(nodes, {"s": weight(4), **shift}) == stays
+
+
+def test_a_pad_of_no_dimension() -> None:
+    nodes = [node("Conv", "x w", "y"), node("Pad", "y none none none", "a"), norm("a", "z")]
+    nodes[1].input[2] = ""
+    assert left(nodes, {"none": np.array([], np.int64), **norm_weights(4)}) == 0
+
+
 def test_stretched_channels_take_no_map() -> None:
     nodes = [node("Conv", "x w", "y"), node("Resize", "y none scales", "a", mode="linear"), norm("a", "z")]
     nodes[1].input[1] = ""

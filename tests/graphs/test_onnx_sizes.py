@@ -128,3 +128,40 @@ def test_sizes_without_a_name_can_be_given_too() -> None:
     )
     report = fold_model(made, shapes={"x": (1, 3, 128)}).report
     assert [run.batch for run in report.verification.runs] == [1, 2]
+
+
+POOLED = [node("GlobalAveragePool", "b", "p"), node("Reshape", "p rows", "r")]
+HEADS = {
+    "a norm": [norm("x", "b"), *POOLED, node("MatMul", "r v", "y")],
+    "a convolution": [node("Conv", "x w", "c", group=2), norm("c", "y", "bn2")],
+    "a constant": [
+        node("Mul", "x s", "m"),
+        node("Reshape", "m rows", "r"),
+        node("Gemm", "r u", "y", transB=1),
+    ],
+    "a product": [node("Transpose", "x", "t", perm=[0, 2, 3, 1]), node("MatMul", "t v", "y")],
+}
+
+
+@pytest.mark.parametrize("names", [(N, "c", "h", "w"), (None, None, None, None)])
+@pytest.mark.parametrize("head", HEADS)
+def test_layers_say_how_many_channels_an_image_has(head: str, names: Any) -> None:
+    """Where all of them are open the model is folded and run with as many as it takes."""
+    shapes = {"v": (4, 5), "w": (6, 2, 3, 3), "s": (4, 1, 1), "u": (5, 4)}
+    stored = {n: weight(*shape) for n, shape in shapes.items()} | {"rows": np.array([-1, 4])}
+    stored |= norm_weights(4) | norm_weights(6, "bn2")
+    made = model(HEADS[head], {"x": [N, 4, "h", "w"]}, ["y"], stored, dtype="float32")
+    for dim, name in zip(made.graph.input[0].type.tensor_type.shape.dim, names, strict=True):
+        dim.Clear()
+        dim.dim_param = name or ""
+    report = fold_model(made).report
+    assert report.verification.ok
+    assert len(report.folded) == count(made)
+
+
+def test_constants_that_do_not_fit_the_sizes_assumed_are_no_crash() -> None:
+    nodes = [node("Slice", "x zero last two", "s"), node("Mul", "s v", "m"), norm("m", "y")]
+    stored = {"zero": np.array([0]), "last": np.array([99]), "two": np.array([2]), "v": weight(5)}
+    made = model(nodes, {"x": [N, 3, "length"]}, ["y"], {**stored, **norm_weights(3)})
+    assert "sizes that do not fit" in reasons(fold_model(made, verify=False).report)[0]
+    assert "is an output" in reasons(fold_model(made, verify=False, shapes={"x": (2, 3, 5)}).report)[0]

@@ -34,7 +34,7 @@ ELSEWHERE = {
     "it has no bias to take the shift, and modules alone cannot give it one: use form='graph'": HERE
     + "test_leaving_the_shift_out_would_be_wrong",
     "the map has fewer dimensions than its value": HERE + "test_without_sizes_a_shift_may_not_fit",
-    "a norm has other channels than what it is given: the model would raise there": (
+    "sizes that do not fit meet on the way: give sizes that the model takes": (
         "tests/test_fold_arguments.py::test_norms_that_do_not_fit_what_they_are_given_are_no_crash"
     ),
     "the map's channels are not its channels": HERE + "test_without_sizes_a_scale_may_not_fit",
