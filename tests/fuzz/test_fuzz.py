@@ -133,7 +133,7 @@ def torch_fuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
 def test_the_oracle_finds_the_known_errors_of_torch_fuse() -> None:
     wrong = Counter(
         text.split(":")[0][:14]
-        for s in range(60)
+        for s in range(180)
         for text in complaints(build(s), torch_fuse, thorough=False)
     )
     assert wrong["outputs differ"] >= 3, wrong
