@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.fuzz.cases import Case
 from tests.fuzz.judge import foldable_left, norms_left
+from tests.random_norms import has_statistics
 
 Fold = Callable[[nn.Module, tuple[Tensor, ...]], nn.Module]
 FLOAT64_LIMIT = 1e-9
@@ -37,9 +38,19 @@ def distance(got: list[Tensor], want: list[Tensor]) -> float:
 
 
 def perturbed(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with every weight moved by up to one unit of its last place."""
+    """A copy with every weight, and what every norm gives, moved by up to one unit of its last place.
+
+    (A norm may give less digits than the network around it has: a fold does not round there any more.)
+    """
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
+
+    def moved(_: nn.Module, given: object, value: Tensor) -> Tensor:
+        noise = torch.rand(value.shape, generator=generator).to(value.dtype) * 2 - 1
+        return value + value * noise * torch.finfo(value.dtype).eps
+
+    for norm in filter(has_statistics, model.modules()):
+        norm.register_forward_hook(moved)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
