@@ -172,10 +172,6 @@ def common_mode(a: Kernel, b: Kernel) -> str | Blocked:
     return modes.pop() if len(modes) == 1 else Blocked("they pad with different values")
 
 
-def negated(kernel: Kernel) -> Kernel:
-    return replace(kernel, weight=-kernel.weight, bias=-kernel.bias)
-
-
 def then(first: Kernel, second: Kernel) -> Kernel | Blocked:
     """`y = second(first(x))` as one kernel, where it is exact."""
     if first.rank != second.rank or first.out_channels != second.in_channels:

@@ -19,7 +19,6 @@ from bntool.algebra.kernels import (
     average,
     identity,
     inflated,
-    negated,
     plus,
     regrouped,
     scaled,
@@ -188,7 +187,8 @@ def test_scaling_and_negating_act_on_the_output() -> None:
     m = ChannelAffine(np.array([2.0, -1.0, 0.0]), np.array([1.0, 2.0, 3.0]))
     scale, shift = (torch.from_numpy(v).view(-1, 1, 1) for v in (m.scale, m.shift))
     agree(apply(scaled(kernel, m), value(kernel)), apply(kernel, value(kernel)) * scale + shift)
-    agree(apply(negated(kernel), value(kernel)), -apply(kernel, value(kernel)))
+    minus = ChannelAffine(np.full(3, -1.0), np.zeros(3))
+    agree(apply(scaled(kernel, minus), value(kernel)), -apply(kernel, value(kernel)))
 
 
 def test_an_average_pool_is_a_kernel() -> None:
